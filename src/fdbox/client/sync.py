@@ -1,0 +1,214 @@
+"""The blocking client: `fdbox.connect()`."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from fdbox.address import default_socket
+from fdbox.client import calls
+from fdbox.client.box import Box
+from fdbox.client.calls import Answer, Descriptor, R, Request, UpdateOptions
+from fdbox.errors import ConnectionLost
+from fdbox.linux import scm
+from fdbox.linux.fd import OwnedFd, close_all
+from fdbox.varlink import interface, wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+_PEEK = 1 << 16
+
+
+class Channel:
+    """One connection; calls from several threads take turns. After a fault in the middle of a call it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        """Connect; ConnectionLost if nobody is there."""
+        self.path = path
+        self._lock = threading.Lock()
+        self._decoder: wire.Decoder[OwnedFd] = wire.Decoder(wire.MAX_REPLY)
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._sock.connect(os.fspath(path))
+        except OSError as error:
+            self._sock.close()
+            raise ConnectionLost(f"no daemon at {path}: {error.strerror or error}") from error
+
+    def call(self, request: Request[R]) -> Answer[R]:
+        """Return the answer to a call, or raise the error that it is."""
+        with self._lock:
+            self._send(request)
+            message = self._receive()
+        return calls.interpret(request, message)
+
+    def stream(self, request: Request[R]) -> Iterator[R]:
+        """Yield the replies to a call with `more`."""
+        with self._lock:
+            self._send(request)
+            continues = True
+            while continues:
+                answer = calls.interpret(request, self._receive())
+                close_all(answer.descriptors)
+                continues = answer.continues
+                yield answer.parameters
+
+    def close(self) -> None:
+        """Close the connection."""
+        close_all(self._decoder.drain())
+        self._sock.close()
+
+    def _send(self, request: Request[R]) -> None:
+        try:
+            text = memoryview(request.encode())
+            sent = scm.send_with_fds(self._sock, text, request.descriptors)
+            if sent < len(text):
+                self._sock.sendall(text[sent:])
+        except BaseException as error:
+            raise self._lost(error) from error
+
+    def _receive(self) -> wire.Message[OwnedFd]:
+        try:
+            message = None
+            while message is None:
+                message = self._decoder.feed(*self._chunk())
+        except BaseException as error:
+            raise self._lost(error) from error
+        return message
+
+    def _chunk(self) -> tuple[bytes, list[OwnedFd]]:
+        waiting = select.poll()
+        waiting.register(self._sock, select.POLLIN)
+        waiting.poll()
+        seen = scm.peek(self._sock, _PEEK)
+        if not seen:
+            raise ConnectionResetError("the daemon closed the connection")
+        return scm.receive_with_fds(self._sock, wire.chunk_length(seen))
+
+    def _lost(self, error: BaseException) -> BaseException:
+        """Return what to raise: what was read so far is of no use, so the connection is closed."""
+        return calls.lost(error, self.path, self.close)
+
+
+class Subscription:
+    """Iterates over what the daemon says of updates; `ready` answers *prepare*."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        """Subscribe on a connection of its own; returns when the daemon has noted it."""
+        self._client = client
+        self._channel = Channel(client.path)
+        self._events = self._channel.stream(calls.subscribe(name))
+        try:
+            self.subscriber = next(self._events).subscriber
+        except BaseException:
+            self._channel.close()
+            raise
+
+    def __iter__(self) -> Iterator[interface.SubscribeReply]:
+        """Yield `prepare` and `aborted` events as they come."""
+        yield from self._events
+
+    def ready(self) -> None:
+        """Say that the last writing is done."""
+        self._client.call(calls.ready(self.subscriber))
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        """Close at the end."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Hear no more."""
+        self.close()
+
+
+class Client:
+    """A connection to the daemon; a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        """Connect to the daemon's socket."""
+        self.path = path
+        self._channel = Channel(path)
+
+    def call(self, request: Request[R]) -> Answer[R]:
+        """Return the answer to a call, or raise the error that it is."""
+        return self._channel.call(request)
+
+    def box(self, name: str, owner: int | None = None, *, exclusive: bool = False) -> Box:
+        """Return the box, created if it is not there (always created with `exclusive`, else BoxExists)."""
+        request = calls.create_box(name, owner, exclusive=exclusive)
+        return Box(self, self.call(request).parameters.box)
+
+    def boxes(self) -> list[interface.Box]:
+        """Return all boxes that the caller may see."""
+        return self.call(calls.list_boxes()).parameters.boxes
+
+    def status(self) -> interface.StatusReply:
+        """Return how the daemon is, and what the last handover brought and lost."""
+        return self.call(calls.status()).parameters
+
+    def update(  # noqa: PLR0913 - the options of an update
+        self,
+        kernel: Descriptor,
+        initrd: Descriptor | None,
+        command_line: str,
+        *,
+        dry_run: bool = False,
+        timeout: float | None = None,
+        on_deadline: str | None = None,
+    ) -> Iterator[interface.UpdateReply]:
+        """Yield where the update stands, from a connection of its own (so that `abort_update` can be called here)."""
+        options = UpdateOptions(dry_run=dry_run, timeout=timeout, on_deadline=on_deadline)
+        request = calls.update(kernel, initrd, command_line, options)
+        channel = Channel(self.path)
+        try:
+            yield from channel.stream(request)
+        finally:
+            channel.close()
+
+    def abort_update(self) -> None:
+        """Call the update off."""
+        self.call(calls.abort_update())
+
+    def subscribe(self, name: str) -> Subscription:
+        """Hear of updates; `name` is shown to whoever waits for this program."""
+        return Subscription(self, name)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        """Close at the end."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the connection."""
+        self.close()
+
+
+def connect(path: str | os.PathLike[str] | None = None) -> Client:
+    """Return a client of the daemon at `path`, by default where `address.default_socket` says.
+
+    Raises:
+        ConnectionLost: nobody is there.
+    """
+    return Client(default_socket() if path is None else Path(path))

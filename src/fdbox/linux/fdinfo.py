@@ -1,0 +1,60 @@
+"""What the kernel tells about a descriptor: /proc/self/fdinfo (proc_pid_fdinfo(5))."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fdbox.errors import KernelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class FdInfo:
+    """One descriptor's fdinfo; `extra` has the lines that its kind of file adds, by key.
+
+    `flags` is O_* including O_CLOEXEC. A key that comes more than once (epoll's `tfd`) has all its values in `extra`,
+    one a line. `ino` is 0 on kernels before 5.15, which do not tell it.
+    """
+
+    pos: int
+    flags: int
+    mnt_id: int
+    ino: int = 0
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+def parse(text: str) -> FdInfo:
+    """Return the parsed text of a fdinfo file; KernelError if it is not one."""
+    lines: dict[str, str] = {}
+    for line in text.splitlines():
+        # inotify's lines have no colon after the first word: "inotify wd:1 ino:..."
+        key, _, value = line.partition(" " if line.startswith(("inotify ", "fanotify ")) else ":")
+        key, value = key.strip(), value.strip()
+        lines[key] = f"{lines[key]}\n{value}" if key in lines else value
+    try:
+        return FdInfo(
+            pos=int(lines.pop("pos")),
+            flags=int(lines.pop("flags"), 8),
+            mnt_id=int(lines.pop("mnt_id")),
+            ino=int(lines.pop("ino", "0")),
+            extra=lines,
+        )
+    except (KeyError, ValueError) as error:
+        raise KernelError(f"not a fdinfo file: {error}", errno=errno.EINVAL) from error
+
+
+def read(fd: int) -> FdInfo:
+    """Return the fdinfo of a borrowed descriptor; KernelError with EBADF if it is not open."""
+    try:
+        # Its text may hold file names in any encoding.
+        text = Path(f"/proc/self/fdinfo/{fd}").read_text(errors="surrogateescape")
+    except FileNotFoundError as error:
+        raise KernelError(
+            f"descriptor {fd} is not open", errno=errno.EBADF, remedy="is /proc mounted?"
+        ) from error
+    return parse(text)

@@ -1,0 +1,331 @@
+"""/dev/liveupdate, the kernel's Live Update Orchestrator (include/uapi/linux/liveupdate.h).
+
+Every structure begins with its own size; the kernel takes a larger one if its tail is zero (else E2BIG). All requests are
+_IO(0xBA, n), though they carry a structure. What each errno means here is in the tables at `Device` and `Session`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from fdbox.errors import KernelError
+from fdbox.linux.fd import OwnedFd, open_path
+from fdbox.linux.ioctl import IO, ioctl
+from fdbox.linux.liveupdate_errors import (
+    FdAlreadyPreserved,
+    FdInvalid,
+    FdNotSupported,
+    LiveUpdateBroken,
+    LiveUpdateBusy,
+    LiveUpdateDenied,
+    LiveUpdateUnsupported,
+    SessionAlreadyRetrieved,
+    SessionExists,
+    SessionNameInvalid,
+    SessionUnknown,
+    SessionWrongState,
+    TokenInUse,
+    TokenUnknown,
+)
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = [
+    "DEVICE",
+    "NAME_LENGTH",
+    "Device",
+    "FdAlreadyPreserved",
+    "FdInvalid",
+    "FdNotSupported",
+    "LiveUpdateBroken",
+    "LiveUpdateBusy",
+    "LiveUpdateDenied",
+    "LiveUpdateUnsupported",
+    "Session",
+    "SessionAlreadyRetrieved",
+    "SessionExists",
+    "SessionNameInvalid",
+    "SessionUnknown",
+    "SessionWrongState",
+    "TokenInUse",
+    "TokenUnknown",
+    "holders",
+]
+
+DEVICE = "/dev/liveupdate"
+NAME_LENGTH = 64  # LIVEUPDATE_SESSION_NAME_LENGTH, with the NUL
+
+CREATE_SESSION = IO(0xBA, 0x00)
+RETRIEVE_SESSION = IO(0xBA, 0x01)
+SESSION_PRESERVE_FD = IO(0xBA, 0x40)
+SESSION_RETRIEVE_FD = IO(0xBA, 0x41)
+SESSION_FINISH = IO(0xBA, 0x42)
+SESSION_GET_NAME = IO(0xBA, 0x43)
+
+
+class NamedSession(ctypes.Structure):
+    """struct liveupdate_ioctl_create_session, and liveupdate_ioctl_retrieve_session."""
+
+    _fields_ = [  # type: ignore[mutable-override]  # ctypes wants it so
+        ("size", ctypes.c_uint32),  # __u32 size
+        ("fd", ctypes.c_int32),  # __s32 fd (output)
+        ("name", ctypes.c_uint8 * NAME_LENGTH),  # __u8 name[64]
+    ]
+
+
+class FdToken(ctypes.Structure):
+    """struct liveupdate_session_preserve_fd, and liveupdate_session_retrieve_fd."""
+
+    _fields_ = [  # type: ignore[mutable-override]  # ctypes wants it so
+        ("size", ctypes.c_uint32),  # __u32 size
+        ("fd", ctypes.c_int32),  # __s32 fd (input; output of retrieve)
+        ("token", ctypes.c_uint64),  # __aligned_u64 token
+    ]
+
+
+class Finish(ctypes.Structure):
+    """struct liveupdate_session_finish."""
+
+    _fields_ = [  # type: ignore[mutable-override]  # ctypes wants it so
+        ("size", ctypes.c_uint32),  # __u32 size
+        ("reserved", ctypes.c_uint32),  # __u32 reserved, zero
+    ]
+
+
+class GetName(ctypes.Structure):
+    """struct liveupdate_session_get_name."""
+
+    _fields_ = [  # type: ignore[mutable-override]  # ctypes wants it so
+        ("size", ctypes.c_uint32),  # __u32 size
+        ("reserved", ctypes.c_uint32),  # __u32 reserved, zero
+        ("name", ctypes.c_uint8 * NAME_LENGTH),  # __u8 name[64] (output)
+    ]
+
+
+Errors = dict[int, type[KernelError]]
+
+_OPEN: Errors = {
+    errno.ENOENT: LiveUpdateUnsupported,
+    errno.ENODEV: LiveUpdateUnsupported,
+    errno.ENXIO: LiveUpdateUnsupported,
+    errno.EACCES: LiveUpdateDenied,
+    errno.EPERM: LiveUpdateDenied,
+    errno.EIO: LiveUpdateBroken,
+}
+_NOT_OURS: Errors = {errno.ENOTTY: LiveUpdateUnsupported}  # the descriptor is of another kind
+_CREATE: Errors = {**_NOT_OURS, errno.EEXIST: SessionExists, errno.EINVAL: SessionNameInvalid}
+_FIND: Errors = {
+    **_NOT_OURS,
+    errno.ENOENT: SessionUnknown,
+    errno.EINVAL: SessionAlreadyRetrieved,
+}
+_PRESERVE: Errors = {
+    **_NOT_OURS,
+    errno.ENOENT: FdNotSupported,
+    errno.EOPNOTSUPP: FdNotSupported,  # a memfd with a seal the kernel does not know
+    errno.EBUSY: FdAlreadyPreserved,
+    errno.EEXIST: TokenInUse,
+    errno.EBADF: FdInvalid,
+    errno.EINVAL: SessionWrongState,
+}
+_RETRIEVE: Errors = {**_NOT_OURS, errno.ENOENT: TokenUnknown, errno.EINVAL: SessionWrongState}
+_STATE: Errors = {**_NOT_OURS, errno.EINVAL: SessionWrongState}
+
+
+def _error(what: str, error: OSError, errors: Errors) -> KernelError:
+    code = error.errno or 0
+    return errors.get(code, KernelError)(f"{what}: {error.strerror}", errno=code)
+
+
+def _call(fd: int, request: int, argument: ctypes.Structure, what: str, errors: Errors) -> None:
+    try:
+        ioctl(fd, request, argument)
+    except OSError as error:
+        raise _error(what, error, errors) from error
+
+
+def _name(name: bytes | str) -> bytes:
+    # The kernel would cut at a NUL and so take another name than the one given.
+    raw = name.encode() if isinstance(name, str) else name
+    if not 0 < len(raw) < NAME_LENGTH or b"\0" in raw:
+        raise SessionNameInvalid(f"{name!r} cannot name a session", errno=errno.EINVAL)
+    return raw
+
+
+def holders(path: str = DEVICE) -> list[tuple[int, str]]:
+    """Return (pid, command name) of every process that has `path` open, as far as /proc shows them."""
+    found: list[tuple[int, str]] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        # A process may end, or be another user's, while it is looked at.
+        with suppress(OSError):
+            if any(_points_to(fd, path) for fd in (process / "fd").iterdir()):
+                found.append((int(process.name), (process / "comm").read_text().strip()))
+    return sorted(found)
+
+
+def _points_to(link: Path, path: str) -> bool:
+    try:
+        return str(link.readlink()) == path
+    except OSError:  # closed meanwhile
+        return False
+
+
+class Session:
+    """One live update session; what it preserves lives as long as its descriptor.
+
+    Closing an outgoing session discards what it preserved; closing a retrieved one finishes it.
+    """
+
+    def __init__(self, fd: OwnedFd) -> None:
+        """Take over the descriptor of a session."""
+        self._fd = fd
+
+    @classmethod
+    def adopt(cls, fd: OwnedFd) -> Self:
+        """Return the session of a descriptor that came from elsewhere, and own it from now on."""
+        return cls(fd)
+
+    def fileno(self) -> int:
+        """Return the descriptor, borrowed; ValueError if the session is closed."""
+        return self._fd.fileno()
+
+    def close(self) -> None:
+        """Close the session (see the class for what that means); idempotent."""
+        self._fd.close()
+
+    def detach(self) -> OwnedFd:
+        """Return the session's descriptor; this object is then closed, the session is not."""
+        return OwnedFd(self._fd.detach())
+
+    def preserve(self, fd: int, token: int) -> None:
+        """Have the kernel carry a file over, to be found again under `token` (u64).
+
+        Allocates every hole of a memfd: count its blocks first, and do it where the OOM killer may strike.
+
+        Raises:
+            FdNotSupported: no handler carries this kind (ENOENT, EOPNOTSUPP).
+            FdAlreadyPreserved: the file is in some session (EBUSY). TokenInUse: EEXIST. FdInvalid: EBADF.
+            SessionWrongState: the session was retrieved, or the file cannot be carried as it is (EINVAL).
+            KernelError: ENOMEM, ENOSPC, EFBIG, and what a handler fails with.
+        """
+        argument = FdToken(size=ctypes.sizeof(FdToken), fd=fd, token=_token(token))
+        what = f"cannot preserve descriptor {fd} as {token}"
+        _call(self.fileno(), SESSION_PRESERVE_FD, argument, what, _PRESERVE)
+
+    def retrieve(self, token: int) -> OwnedFd:
+        """Return the file preserved under `token`; the second time a descriptor of the same open file.
+
+        Raises:
+            TokenUnknown: ENOENT. SessionWrongState: the session was not retrieved (EINVAL).
+            KernelError: the handler failed; it will fail in the same way for ever.
+        """
+        argument = FdToken(size=ctypes.sizeof(FdToken), fd=-1, token=_token(token))
+        what = f"cannot retrieve {token}"
+        _call(self.fileno(), SESSION_RETRIEVE_FD, argument, what, _RETRIEVE)
+        return OwnedFd(argument.fd)
+
+    def finish(self) -> None:
+        """Let the kernel go of the session's files; what was not retrieved is freed. Twice is fine.
+
+        SessionWrongState: the session was not retrieved (EINVAL).
+        """
+        argument = Finish(size=ctypes.sizeof(Finish))
+        _call(self.fileno(), SESSION_FINISH, argument, "cannot finish the session", _STATE)
+
+    def name(self) -> bytes:
+        """Return the session's name, 1-63 bytes."""
+        argument = GetName(size=ctypes.sizeof(GetName))
+        _call(self.fileno(), SESSION_GET_NAME, argument, "cannot name the session", _STATE)
+        return bytes(argument.name).split(b"\0", 1)[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _token(token: int) -> int:
+    # ctypes would take the low 64 bits without a word
+    if not 0 <= token < 1 << 64:
+        raise ValueError(f"{token} is not a 64-bit token")
+    return token
+
+
+class Device:
+    """/dev/liveupdate, open: one process at a time."""
+
+    def __init__(self, fd: OwnedFd) -> None:
+        """Take over a descriptor of the device."""
+        self._fd = fd
+
+    @classmethod
+    def open(cls, path: str = DEVICE) -> Self:
+        """Return the device, open; the first open after a boot deserialises all sessions.
+
+        Raises:
+            LiveUpdateUnsupported: no such device (ENOENT, ENODEV, ENXIO). LiveUpdateDenied: EACCES, EPERM.
+            LiveUpdateBusy: somebody has it open (EBUSY). LiveUpdateBroken: EIO.
+        """
+        try:
+            return cls(open_path(path, os.O_RDWR))
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise _busy(path) from error
+            raise _error(f"cannot open {path}", error, _OPEN) from error
+
+    def create_session(self, name: bytes | str) -> Session:
+        """Return a new outgoing session.
+
+        SessionExists: EEXIST. SessionNameInvalid: not 1-63 bytes without NUL. KernelError: EMFILE, ENOMEM.
+        """
+        return self._session(CREATE_SESSION, name, "cannot create the session", _CREATE)
+
+    def retrieve_session(self, name: bytes | str) -> Session:
+        """Return the session of that name which came from the kernel before; only once.
+
+        SessionUnknown: ENOENT. SessionAlreadyRetrieved: EINVAL. SessionNameInvalid. KernelError: EMFILE.
+        """
+        return self._session(RETRIEVE_SESSION, name, "cannot retrieve the session", _FIND)
+
+    def _session(self, request: int, name: bytes | str, what: str, errors: Errors) -> Session:
+        raw = _name(name)
+        argument = NamedSession(size=ctypes.sizeof(NamedSession), fd=-1)
+        ctypes.memmove(argument.name, raw, len(raw))
+        _call(self.fileno(), request, argument, f"{what} {name!r}", errors)
+        return Session(OwnedFd(argument.fd))
+
+    def fileno(self) -> int:
+        """Return the descriptor, borrowed; ValueError if it is closed."""
+        return self._fd.fileno()
+
+    def close(self) -> None:
+        """Let others open the device; idempotent. Sessions are not touched."""
+        self._fd.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _busy(path: str) -> LiveUpdateBusy:
+    names = ", ".join(f"{comm} (pid {pid})" for pid, comm in holders(path))
+    return LiveUpdateBusy(f"{path} is held by {names or 'a process not seen'}", errno=errno.EBUSY)

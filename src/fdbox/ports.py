@@ -1,0 +1,74 @@
+"""What is injected, so that tests can put a verified fake in its place: the kernel, the carrier, the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from fdbox.model import Carriage
+
+#: Monotonic seconds, as `time.monotonic`.
+Clock = Callable[[], float]
+
+DescriptorT = TypeVar("DescriptorT", covariant=True)
+
+
+class Kernel(Protocol):
+    """The running kernel, as far as a live update needs it."""
+
+    def incarnation(self) -> str:
+        """Return the boot id, the name of this life of the kernel."""
+
+    def free_memory(self) -> int:
+        """Return the bytes that can be taken without driving anything into the OOM killer."""
+
+    def load(self, kernel: int, initrd: int | None, command_line: str) -> None:
+        """Load the next kernel, so that only `jump` is left to do."""
+
+    def unload(self) -> None:
+        """Take back `load`."""
+
+    def loaded(self) -> bool:
+        """Return whether a next kernel is loaded, by whomever."""
+
+    def jump(self) -> None:
+        """Start the next kernel; returns only by raising."""
+
+
+class Shipment(Protocol):
+    """What one box sends to the next incarnation; it exists as long as it is not discarded and its holder lives."""
+
+    @property
+    def name(self) -> str:
+        """The name under which the next incarnation finds it."""
+
+    def add(self, parcels: Sequence[tuple[int, int]]) -> None:
+        """Preserve (descriptor, token) pairs, all or raise naming the token in `ParcelRefused`."""
+
+    def discard(self) -> None:
+        """Let go of everything; the originals go on untouched."""
+
+
+class Delivery(Protocol[DescriptorT]):
+    """What came from the last incarnation under one name."""
+
+    def take(self, token: int) -> DescriptorT:
+        """Return the descriptor that was preserved under `token`."""
+
+    def finish(self) -> None:
+        """Tell the carrier that all has been taken; what was not is freed."""
+
+
+class Carrier(Protocol[DescriptorT]):
+    """What takes sealed boxes across."""
+
+    name: str
+
+    def carriage(self) -> Carriage:
+        """Return whether this machine has it now, and why not."""
+
+    def ship(self, name: str) -> Shipment:
+        """Begin a shipment."""
+
+    def receive(self, name: str) -> Delivery[DescriptorT] | None:
+        """Return what came under `name`, or None when nothing did."""

@@ -1,0 +1,46 @@
+"""Who the peer is, and what it may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fdbox.errors import BoxNotFound, PermissionDenied
+
+ROOT = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The process at the other end of a connection, as the kernel noted it when it connected."""
+
+    uid: int
+    gid: int
+    pid: int
+
+
+def box_not_found(box: str) -> BoxNotFound:
+    """Return the one error for a box that is missing and for one that is somebody else's: nobody can tell them apart."""
+    return BoxNotFound(f"there is no box {box!r}", box=box)
+
+
+def resolve_owner(peer: Peer, owner: int | None, box: str = "") -> int:
+    """Return whose box is meant: the caller's own, or for root anybody's.
+
+    Raises:
+        BoxNotFound: another's box is named by somebody who is not root; the same error as for a missing box.
+    """
+    if owner is None:
+        return peer.uid
+    if peer.uid not in (owner, ROOT):
+        raise box_not_found(box)
+    return owner
+
+
+def require_root(peer: Peer, what: str) -> None:
+    """Let root pass.
+
+    Raises:
+        PermissionDenied: the caller is not root.
+    """
+    if peer.uid != ROOT:
+        raise PermissionDenied(f"{what} is for root, and you are user {peer.uid}")

@@ -1,0 +1,193 @@
+"""The parameters and replies of every io.fdbox method, as `io.fdbox.varlink` states them; both sides use these."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class _Struct(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", kw_only=True
+):
+    """A message part: field names are camelCase on the wire, and an unknown one is an error."""
+
+
+class Box(_Struct, frozen=True, kw_only=True):
+    """A box as listed: its owner is a uid, `entries` a count."""
+
+    name: str
+    owner: int
+    state: Literal["open", "sealing", "sealed"]
+    entries: int
+
+
+class Entry(_Struct, frozen=True, kw_only=True):
+    """An entry as listed: `size` in bytes; `carrier` is None where nothing carries it, and `obstacle` says why."""
+
+    name: str
+    kind: str
+    label: str
+    size: int | None
+    carrier: str | None
+    obstacle: str
+    remedy: str
+
+
+class Attachment(_Struct, frozen=True, kw_only=True):
+    """An entry name and the index of its descriptor among those sent with the message."""
+
+    name: str
+    file_descriptor: int
+
+
+class Loss(_Struct, frozen=True, kw_only=True):
+    """What did not arrive from the last kernel; `entry` is empty when it was a whole box."""
+
+    box: str
+    owner: int
+    entry: str
+    reason: str
+
+
+class Nothing(_Struct, frozen=True, kw_only=True):
+    """No parameters, or an empty reply."""
+
+
+class BoxRequest(_Struct, frozen=True, kw_only=True):
+    """Names a box; `owner` None means the caller's own."""
+
+    box: str
+    owner: int | None = None
+
+
+class CreateBox(BoxRequest, frozen=True, kw_only=True):
+    """Create a box, or open the one that is there unless `exclusive`."""
+
+    exclusive: bool | None = None
+
+
+class CreateBoxReply(_Struct, frozen=True, kw_only=True):
+    """The box, and whether this call made it."""
+
+    box: Box
+    created: bool
+
+
+class ListBoxesReply(_Struct, frozen=True, kw_only=True):
+    """All boxes that the caller may see."""
+
+    boxes: list[Box]
+
+
+class Put(BoxRequest, frozen=True, kw_only=True):
+    """Put descriptors under names, all or none."""
+
+    entries: list[Attachment]
+    replace: bool | None = None
+
+
+class EntriesReply(_Struct, frozen=True, kw_only=True):
+    """Entries as listed."""
+
+    entries: list[Entry]
+
+
+class NamesRequest(BoxRequest, frozen=True, kw_only=True):
+    """Names entries of a box."""
+
+    names: list[str]
+
+
+class GetReply(_Struct, frozen=True, kw_only=True):
+    """The entries asked for, in the order asked."""
+
+    entries: list[Attachment]
+
+
+class BoxReply(_Struct, frozen=True, kw_only=True):
+    """One box."""
+
+    box: Box
+
+
+class Update(_Struct, frozen=True, kw_only=True):
+    """Begin a live update; `kernel` and `initrd` are descriptor indices, `timeout_seconds` for the subscribers."""
+
+    kernel: int
+    initrd: int | None = None
+    command_line: str
+    dry_run: bool | None = None
+    timeout_seconds: float | None = None
+    on_deadline: Literal["abort", "proceed"] | None = None
+
+
+class UpdateReply(_Struct, frozen=True, kw_only=True):
+    """Where an update stands, and which subscribers are not ready yet."""
+
+    phase: str
+    waiting: list[str]
+    detail: str
+
+
+class Subscribe(_Struct, frozen=True, kw_only=True):
+    """Ask to hear of updates; `name` is shown to the one who waits."""
+
+    name: str
+
+
+class SubscribeReply(_Struct, frozen=True, kw_only=True):
+    """`event` is subscribed, prepare or aborted; `subscriber` is the key for Ready."""
+
+    event: str
+    subscriber: str
+    timeout_seconds: float | None = None
+
+
+class Ready(_Struct, frozen=True, kw_only=True):
+    """Say that this subscriber has done its last writing."""
+
+    subscriber: str
+
+
+class StatusReply(_Struct, frozen=True, kw_only=True):
+    """The daemon's state, and what the last handover brought and lost."""
+
+    version: str
+    incarnation: str
+    phase: str
+    waiting: list[str]
+    carrier: str | None
+    obstacle: str
+    remedy: str
+    boxes: int
+    entries: int
+    arrived: int
+    lost: list[Loss]
+
+
+class Method(msgspec.Struct, frozen=True):
+    """What one method takes and gives, whether it takes descriptors, and whether it may answer more than once."""
+
+    request: type[msgspec.Struct]
+    reply: type[msgspec.Struct]
+    takes_descriptors: bool = False
+    more: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "CreateBox": Method(CreateBox, CreateBoxReply),
+    "DeleteBox": Method(BoxRequest, Nothing),
+    "ListBoxes": Method(Nothing, ListBoxesReply),
+    "Put": Method(Put, EntriesReply, takes_descriptors=True),
+    "Get": Method(NamesRequest, GetReply),
+    "Remove": Method(NamesRequest, Nothing),
+    "ListEntries": Method(BoxRequest, EntriesReply),
+    "Seal": Method(BoxRequest, BoxReply),
+    "Unseal": Method(BoxRequest, BoxReply),
+    "Update": Method(Update, UpdateReply, takes_descriptors=True, more=True),
+    "AbortUpdate": Method(Nothing, Nothing),
+    "Subscribe": Method(Subscribe, SubscribeReply, more=True),
+    "Ready": Method(Ready, Nothing),
+    "Status": Method(Nothing, StatusReply),
+}

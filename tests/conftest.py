@@ -1,0 +1,75 @@
+"""What every test gets: the markers' conditions, a count of descriptors, a place for sockets."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+VM_TIMEOUT = 3600  # seconds: the first test that needs the kernel also builds it
+NEEDS_ROOT = ("root", "vm")
+
+# Files that tools of the test run open in the middle of a test and keep.
+TOOLS_FILES = (".coverage", ".hypothesis")
+
+
+def _required() -> set[str]:
+    return {name for name in os.environ.get("FDBOX_REQUIRE", "").split(",") if name}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if unknown := _required() - set(NEEDS_ROOT):
+        raise pytest.UsageError(f"FDBOX_REQUIRE takes root and vm, not {', '.join(unknown)}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("vm") is not None:
+            item.add_marker(pytest.mark.xdist_group("vm"))  # they share the built kernel
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(VM_TIMEOUT))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    marked = [name for name in NEEDS_ROOT if item.get_closest_marker(name) is not None]
+    if not marked or os.geteuid() == 0:
+        return
+    if wanted := _required().intersection(marked):
+        pytest.fail(f"not root, and FDBOX_REQUIRE has {', '.join(wanted)}", pytrace=False)
+    pytest.skip("needs to be root")
+
+
+def _open_descriptors() -> set[tuple[int, str]]:
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            target = str(entry.readlink())
+        except FileNotFoundError:  # the one that listed the directory
+            continue
+        if not any(name in target for name in TOOLS_FILES):
+            found.add((int(entry.name), target))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_leaks() -> Iterator[None]:
+    """Fail a test that leaves a descriptor open."""
+    before = _open_descriptors()
+    yield
+    gc.collect()
+    leaked = _open_descriptors() - before
+    assert not leaked, f"left open: {sorted(leaked)}"
+
+
+@pytest.fixture
+def socket_path() -> Iterator[Path]:
+    """Return a path short enough for a Unix socket (pytest's own directories may not be)."""
+    with tempfile.TemporaryDirectory(prefix="fdbox") as directory:
+        yield Path(directory) / "io.fdbox"

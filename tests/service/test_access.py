@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import pytest
+
+from fdbox.errors import BoxNotFound, PermissionDenied
+from fdbox.service.access import Peer, box_not_found, require_root, resolve_owner
+
+ROOT, ANNA = Peer(0, 0, 1), Peer(1000, 1000, 2)
+
+
+def test_whose_box() -> None:
+    assert resolve_owner(ANNA, None) == 1000
+    assert resolve_owner(ANNA, 1000) == 1000
+    assert resolve_owner(ROOT, None) == 0
+    assert resolve_owner(ROOT, 1000) == 1000
+
+
+def test_anothers_box_looks_like_a_missing_one() -> None:
+    with pytest.raises(BoxNotFound) as caught:
+        resolve_owner(ANNA, 1001, "b")
+    assert caught.value.parameters() == box_not_found("b").parameters()
+
+
+def test_root_only() -> None:
+    require_root(ROOT, "an update")
+    with pytest.raises(PermissionDenied):
+        require_root(ANNA, "an update")
