@@ -26,7 +26,7 @@ class FdboxError(Exception):
         if remedy is not None:
             self.remedy = remedy
 
-    def __str__(self) -> str:
+    def __str__(self) -> str:  # type: ignore[explicit-override]  # typing.override is Python 3.12
         """Return the sentence and the remedy, as the command line shows them."""
         return f"{self.message} ({self.remedy})"
 
@@ -142,6 +142,17 @@ class NoRoom(FdboxError):
     exit_status = 21
     wire_name = f"{INTERFACE}.NoRoom"
     remedy = "free memory, or remove the entry from the box"
+
+
+class ParcelRefused(KernelError):
+    """Raised by a carrier that does not take a descriptor; `token` is the one it was to travel under."""
+
+    def __init__(
+        self, message: str, token: int, *, errno: int = 0, remedy: str | None = None
+    ) -> None:
+        """Take the kernel's reason and the token."""
+        super().__init__(message, errno=errno, remedy=remedy)
+        self.token = token
 
 
 class SameIncarnation(FdboxError):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from fdbox.model import Carriage
+if TYPE_CHECKING:
+    from fdbox.model import Carriage
 
 #: Monotonic seconds, as `time.monotonic`.
 Clock = Callable[[], float]
 
-DescriptorT = TypeVar("DescriptorT", covariant=True)
+DescriptorT_co = TypeVar("DescriptorT_co", covariant=True)
 
 
 class Kernel(Protocol):
@@ -23,13 +24,10 @@ class Kernel(Protocol):
         """Return the bytes that can be taken without driving anything into the OOM killer."""
 
     def load(self, kernel: int, initrd: int | None, command_line: str) -> None:
-        """Load the next kernel, so that only `jump` is left to do."""
+        """Load the next kernel, instead of what may be loaded; only `jump` is then left to do."""
 
     def unload(self) -> None:
         """Take back `load`."""
-
-    def loaded(self) -> bool:
-        """Return whether a next kernel is loaded, by whomever."""
 
     def jump(self) -> None:
         """Start the next kernel; returns only by raising."""
@@ -49,17 +47,17 @@ class Shipment(Protocol):
         """Let go of everything; the originals go on untouched."""
 
 
-class Delivery(Protocol[DescriptorT]):
+class Delivery(Protocol[DescriptorT_co]):
     """What came from the last incarnation under one name."""
 
-    def take(self, token: int) -> DescriptorT:
+    def take(self, token: int) -> DescriptorT_co:
         """Return the descriptor that was preserved under `token`."""
 
     def finish(self) -> None:
         """Tell the carrier that all has been taken; what was not is freed."""
 
 
-class Carrier(Protocol[DescriptorT]):
+class Carrier(Protocol[DescriptorT_co]):
     """What takes sealed boxes across."""
 
     name: str
@@ -70,5 +68,5 @@ class Carrier(Protocol[DescriptorT]):
     def ship(self, name: str) -> Shipment:
         """Begin a shipment."""
 
-    def receive(self, name: str) -> Delivery[DescriptorT] | None:
+    def receive(self, name: str) -> Delivery[DescriptorT_co] | None:
         """Return what came under `name`, or None when nothing did."""

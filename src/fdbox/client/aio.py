@@ -123,11 +123,11 @@ class Channel:
 class Box:
     """A named set of entries; every method asks the daemon. `fdbox.Box` says more of each."""
 
-    def __init__(self, client: Client, box: interface.Box) -> None:
-        """Only `Client.box` does this."""
+    def __init__(self, client: Client, name: str, owner: int | None) -> None:
+        """Only a client does this."""
         self._client = client
-        self.name = box.name
-        self.owner = box.owner
+        self.name = name
+        self.owner = owner
 
     async def put(
         self, name: str, descriptor: Descriptor, *, replace: bool = False
@@ -238,7 +238,11 @@ class Client:
     async def box(self, name: str, owner: int | None = None, *, exclusive: bool = False) -> Box:
         """Return the box, created if it is not there (always created with `exclusive`, else BoxExists)."""
         answer = await self.call(calls.create_box(name, owner, exclusive=exclusive))
-        return Box(self, answer.parameters.box)
+        return Box(self, answer.parameters.box.name, answer.parameters.box.owner)
+
+    def existing_box(self, name: str, owner: int | None = None) -> Box:
+        """Return the box without creating it; BoxNotFound comes with the first call if it is not there."""
+        return Box(self, name, owner)
 
     async def boxes(self) -> list[interface.Box]:
         """Return all boxes that the caller may see."""

@@ -27,11 +27,11 @@ class Caller(Protocol):
 class Box:
     """A named set of entries; every method asks the daemon."""
 
-    def __init__(self, client: Caller, box: interface.Box) -> None:
-        """Only `Client.box` does this."""
+    def __init__(self, client: Caller, name: str, owner: int | None) -> None:
+        """Only a client does this; `owner` None means its own user."""
         self._client = client
-        self.name = box.name
-        self.owner = box.owner
+        self.name = name
+        self.owner = owner
 
     def put(self, name: str, descriptor: Descriptor, *, replace: bool = False) -> interface.Entry:
         """Put a descriptor (or what has one) under `name`; the caller's own stays open.

@@ -60,7 +60,7 @@ def interpret(request: Request[R], message: wire.Message[OwnedFd]) -> Answer[R]:
     try:
         header = wire.decode_reply(message.text)
         if header.error is not None:
-            raise _error(request, header.error, header.parameters)
+            raise _error(request, header.error, header.parameters)  # noqa: TRY301 - closes what came
         try:
             parameters = msgspec.json.decode(header.parameters, type=request.reply)
         except msgspec.MsgspecError as error:

@@ -150,7 +150,12 @@ class Client:
     def box(self, name: str, owner: int | None = None, *, exclusive: bool = False) -> Box:
         """Return the box, created if it is not there (always created with `exclusive`, else BoxExists)."""
         request = calls.create_box(name, owner, exclusive=exclusive)
-        return Box(self, self.call(request).parameters.box)
+        box = self.call(request).parameters.box
+        return Box(self, box.name, box.owner)
+
+    def existing_box(self, name: str, owner: int | None = None) -> Box:
+        """Return the box without creating it; BoxNotFound comes with the first call if it is not there."""
+        return Box(self, name, owner)
 
     def boxes(self) -> list[interface.Box]:
         """Return all boxes that the caller may see."""

@@ -56,6 +56,7 @@ __all__ = [
     "TokenInUse",
     "TokenUnknown",
     "holders",
+    "preserve_error",
 ]
 
 DEVICE = "/dev/liveupdate"
@@ -141,6 +142,11 @@ _STATE: Errors = {**_NOT_OURS, errno.EINVAL: SessionWrongState}
 def _error(what: str, error: OSError, errors: Errors) -> KernelError:
     code = error.errno or 0
     return errors.get(code, KernelError)(f"{what}: {error.strerror}", errno=code)
+
+
+def preserve_error(code: int) -> KernelError:
+    """Return what `Session.preserve` raises for an errno, for one that another process met."""
+    return _error("cannot preserve it", OSError(code, os.strerror(code)), _PRESERVE)
 
 
 def _call(fd: int, request: int, argument: ctypes.Structure, what: str, errors: Errors) -> None:

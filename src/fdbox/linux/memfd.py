@@ -96,6 +96,15 @@ def _create(name: str, flags: int, exec_flag: int) -> OwnedFd:
     return OwnedFd(os.memfd_create(name, flags))
 
 
+def accepts_seals(fd: int) -> bool:
+    """Return whether the file is of tmpfs or hugetlbfs, for only these answer F_GET_SEALS; this never blocks."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True
+
+
 def get_seals(fd: int) -> Seals:
     """Return the seals of a memfd; KernelError with EINVAL if the file has none (no shmem)."""
     try:
@@ -124,6 +133,11 @@ def name_of(fd: int) -> str:
     if not link.startswith("/memfd:"):
         return ""
     return link.removeprefix("/memfd:").removesuffix(" (deleted)")
+
+
+def is_anonymous(link: str) -> bool:
+    """Return whether a /proc/self/fd link is that of a memfd, also of one that came through a live update."""
+    return link.startswith("/memfd:") or link == "/ (deleted)"
 
 
 def _magic(fd: int) -> int:

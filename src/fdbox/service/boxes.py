@@ -10,9 +10,8 @@ raises has taken nothing and changed nothing. What is let go is returned, for cl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from fdbox.errors import (
     BoxExists,
@@ -25,6 +24,9 @@ from fdbox.errors import (
     UsageError,
 )
 from fdbox.model import BoxKey, BoxState, check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 D = TypeVar("D")
 
@@ -39,11 +41,12 @@ TRANSITIONS: dict[str, dict[BoxState, BoxState]] = {
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What one user may hold."""
+    """What one user may hold; `everybody` is how many descriptors all users may hold together."""
 
     boxes: int = 64
     entries: int = 16384
     descriptors: int = 16384
+    everybody: int = 1 << 20
 
 
 @dataclass(slots=True)
@@ -129,6 +132,8 @@ class Boxes(Generic[D]):
         held = self.held_by(key.owner) + len(new) - len(taken)
         self._check("entries", held, self._quota.entries)
         self._check("descriptors", held, self._quota.descriptors)
+        everybody = sum(len(one.entries) for one in self._boxes.values()) + len(new) - len(taken)
+        self._check("descriptors of all users", everybody, self._quota.everybody)
         released = [box.entries[name] for name in taken]
         box.entries.update(new)
         return released

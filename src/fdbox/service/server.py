@@ -124,18 +124,18 @@ class Server:
                 f"cannot listen at {path}: {error.strerror or error}",
                 remedy="set FDBOX_SOCKET to a path in a directory that you may write to",
             ) from error
-        self._paths.append((path, path.stat().st_ino))
+        self._paths.append((path, path.stat().st_ino))  # noqa: ASYNC240 - a stat of what was just made
         self.serve_socket(sock)
 
     def serve_socket(self, sock: socket.socket) -> None:
         """Serve a socket that listens already (one from systemd, for example), and own it."""
-        sock.setblocking(False)
+        sock.setblocking(False)  # noqa: FBT003 - takes no keyword
         self._listeners.append(sock)
         self.loop.add_reader(sock.fileno(), self._accept, sock)
 
     def serve_connection(self, sock: socket.socket) -> None:
         """Serve one connected socket, and own it."""
-        sock.setblocking(False)
+        sock.setblocking(False)  # noqa: FBT003 - takes no keyword
         credentials = linux_peer.credentials(sock)
         peer = Peer(uid=credentials.uid, gid=credentials.gid, pid=credentials.pid)
         if self._by_user[peer.uid] >= self._limit:

@@ -1,0 +1,5 @@
+"""`python -m fdbox` is the `fdbox` command."""
+
+from fdbox.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""The `fdbox` command: one file a verb, or a few that belong together."""

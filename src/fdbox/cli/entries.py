@@ -1,0 +1,250 @@
+"""`fdbox put`, `get`, `ls`, `rm` and `cat`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from typing import TYPE_CHECKING
+
+from fdbox.cli import render
+from fdbox.cli.command import (
+    box_arguments,
+    check_separator,
+    command,
+    connect,
+    existing_box,
+    json_argument,
+    socket_argument,
+)
+from fdbox.errors import InvalidDescriptor, UsageError
+from fdbox.linux.fd import OwnedFd, close_all, dup, open_path
+
+if TYPE_CHECKING:
+    import argparse
+
+    from fdbox.varlink import interface
+
+_FIRST = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
+_CHUNK = 1 << 20
+
+
+def _box(parser: argparse.ArgumentParser) -> None:
+    box_arguments(parser)
+    socket_argument(parser)
+
+
+def _ls_arguments(parser: argparse.ArgumentParser) -> None:
+    _box(parser)
+    json_argument(parser)
+
+
+def _put_arguments(parser: argparse.ArgumentParser) -> None:
+    _ls_arguments(parser)
+    parser.add_argument("name", metavar="NAME", help="the entry's name")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "path", nargs="?", metavar="PATH", help="opened for reading and writing, or reading"
+    )
+    what.add_argument("--fd", type=int, metavar="N", help="a descriptor that fdbox has inherited")
+    parser.add_argument("--replace", action="store_true", help="let go of what is under NAME now")
+
+
+def _names_arguments(parser: argparse.ArgumentParser) -> None:
+    _box(parser)
+    parser.add_argument("names", metavar="NAME", nargs="+", help="the entries' names")
+
+
+def _get_arguments(parser: argparse.ArgumentParser) -> None:
+    _names_arguments(parser)
+    parser.usage = "fdbox get [--owner USER] [--socket PATH] BOX NAME... -- CMD [ARG...]"
+    parser.set_defaults(takes_command=True)
+
+
+def _cat_arguments(parser: argparse.ArgumentParser) -> None:
+    _box(parser)
+    parser.add_argument("name", metavar="NAME", help="the entry's name")
+
+
+@command(
+    "put",
+    "Put an open file into a box, which is created if it is not there.",
+    example="fdbox put web log /var/log/web.log; fdbox put web conn --fd 7 7<>/dev/tcp/host/80",
+    arguments=_put_arguments,
+)
+def put(options: argparse.Namespace) -> None:
+    """Put."""
+    with (
+        connect(options) as client,
+        _open(options.path) if options.path is not None else _inherited(options.fd) as descriptor,
+    ):
+        box = client.box(options.box, options.owner)
+        entry = box.put(options.name, descriptor, replace=options.replace)
+    if options.json:
+        print(render.as_json(entry))
+    elif entry.carrier is None:
+        print(
+            f"fdbox: warning: a kernel update would lose {render.plain(entry.name)!r}, "
+            f"a {entry.kind}: {entry.obstacle} ({entry.remedy})",
+            file=sys.stderr,
+        )
+
+
+def _inherited(number: int) -> OwnedFd:
+    try:
+        return dup(number)
+    except (OSError, OverflowError) as error:
+        raise InvalidDescriptor(f"descriptor {number} is not open here") from error
+
+
+def _open(path: str) -> OwnedFd:
+    """Return a path open for as much as it allows; a FIFO without waiting for its other end."""
+    try:
+        try:
+            return open_path(path, os.O_RDWR | os.O_NOCTTY)
+        except OSError as error:
+            if error.errno not in (
+                errno.EISDIR,
+                errno.EACCES,
+                errno.EROFS,
+                errno.EPERM,
+                errno.ETXTBSY,
+            ):
+                raise
+            return open_path(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise UsageError(
+            f"cannot open {path}: {error.strerror}", remedy="name a file that you may read"
+        ) from error
+
+
+@command(
+    "get",
+    "Run a program with entries as descriptors 3, 4, ... and LISTEN_FDS, LISTEN_FDNAMES, LISTEN_PID as systemd sets them.",
+    example="fdbox get web listener -- ./server --inherit",
+    arguments=_get_arguments,
+)
+def get(options: argparse.Namespace) -> None:
+    """Get, and become the program."""
+    if not options.command:
+        raise UsageError(
+            "no program to run", remedy="name it after `--`: fdbox get BOX NAME -- CMD"
+        )
+    names = [check_separator(name) for name in options.names]
+    with connect(options) as client:
+        found = existing_box(client, options).get_many(names)
+    environment = {
+        **os.environ,
+        "LISTEN_PID": str(os.getpid()),
+        "LISTEN_FDS": str(len(names)),
+        "LISTEN_FDNAMES": ":".join(names),
+    }
+    _arrange([found[name] for name in names])
+    program = options.command[0]
+    try:
+        os.execvpe(program, options.command, environment)  # noqa: S606 - the user named it, and no shell is wanted
+    except OSError as error:
+        raise _cannot_run(program, error) from error
+
+
+def _arrange(descriptors: list[OwnedFd]) -> None:
+    """Make the descriptors 3, 4, ... in this order, inherited; none may be overwritten before it was moved."""
+    above = [dup(fd.fileno()) for fd in descriptors]
+    high = [OwnedFd(_dup_above(fd, _FIRST + len(descriptors))) for fd in above]
+    close_all([*descriptors, *above])
+    for number, fd in enumerate(high, _FIRST):
+        os.dup2(fd.fileno(), number, inheritable=True)
+    close_all(high)
+
+
+def _dup_above(fd: OwnedFd, least: int) -> int:
+    import fcntl  # noqa: PLC0415 - only `get` needs it
+
+    return fcntl.fcntl(fd.fileno(), fcntl.F_DUPFD_CLOEXEC, least)
+
+
+class ProgramNotFound(UsageError):
+    """Raised when the program to run is not there, with the status that shells use."""
+
+    exit_status = 127
+
+
+class ProgramNotRunnable(UsageError):
+    """Raised when the program to run cannot be run, with the status that shells use."""
+
+    exit_status = 126
+
+
+def _cannot_run(program: str, error: OSError) -> UsageError:
+    kind = ProgramNotFound if error.errno == errno.ENOENT else ProgramNotRunnable
+    return kind(f"cannot run {program}: {error.strerror}", remedy="name an executable program")
+
+
+@command(
+    "ls",
+    "List a box: what each entry is, and what carries it across a kexec on this machine.",
+    example="fdbox ls cache",
+    arguments=_ls_arguments,
+)
+def ls(options: argparse.Namespace) -> None:
+    """List."""
+    with connect(options) as client:
+        found = existing_box(client, options).list()
+    if options.json:
+        print(render.as_json(found))
+        return
+    rows = [
+        [entry.name, entry.kind, render.size(entry.size), entry.carrier or "nothing", entry.label]
+        for entry in found
+    ]
+    print(render.table(["NAME", "KIND", "SIZE", "CARRIED BY", "LABEL"], rows))
+    for reason, names in _reasons(found).items():
+        print(f"\nnothing carries {', '.join(map(render.plain, names))}: {reason}")
+
+
+def _reasons(entries: list[interface.Entry]) -> dict[str, list[str]]:
+    """Return the names of what nothing carries, by the reason."""
+    reasons: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.carrier is None:
+            reasons.setdefault(f"{entry.obstacle} ({entry.remedy})", []).append(entry.name)
+    return reasons
+
+
+@command(
+    "rm", "Remove entries, all or none.", example="fdbox rm cache old", arguments=_names_arguments
+)
+def rm(options: argparse.Namespace) -> None:
+    """Remove."""
+    with connect(options) as client:
+        existing_box(client, options).remove(*options.names)
+
+
+@command(
+    "cat",
+    "Write an entry's bytes to standard output: a file's from its beginning, without moving its position; a stream's to its end.",
+    example="fdbox cat cache index > index.bin",
+    arguments=_cat_arguments,
+)
+def cat(options: argparse.Namespace) -> None:
+    """Copy to standard output."""
+    with connect(options) as client, existing_box(client, options).get(options.name) as entry:
+        at = 0 if stat.S_ISREG(os.fstat(entry.fileno()).st_mode) else None
+        sys.stdout.flush()
+        try:
+            while piece := _read(entry.fileno(), at):
+                at = None if at is None else at + len(piece)
+                sys.stdout.buffer.write(piece)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise UsageError(
+                f"cannot read {options.name!r}: {error.strerror}",
+                remedy="`fdbox ls` shows what kind it is",
+            ) from error
+        sys.stdout.buffer.flush()
+
+
+def _read(fd: int, at: int | None) -> bytes:
+    return os.read(fd, _CHUNK) if at is None else os.pread(fd, _CHUNK, at)

@@ -1,0 +1,120 @@
+"""`fdbox update` and `fdbox abort`."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fdbox.cli import render
+from fdbox.cli.command import command, connect, json_argument, socket_argument
+from fdbox.errors import ConnectionLost, UsageError
+from fdbox.linux.fd import OwnedFd, open_path
+
+if TYPE_CHECKING:
+    import argparse
+
+    from fdbox.varlink import interface
+
+#: what the boot loader added, and the next kernel has no use for
+_OF_THE_BOOT_LOADER = ("BOOT_IMAGE=", "initrd=")
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    socket_argument(parser)
+    json_argument(parser)
+    parser.add_argument(
+        "--kernel", type=Path, required=True, metavar="IMAGE", help="the next kernel"
+    )
+    parser.add_argument("--initrd", type=Path, metavar="IMAGE", help="its initial file system")
+    line = parser.add_mutually_exclusive_group()
+    line.add_argument("--append", metavar="TEXT", default="", help="its command line")
+    line.add_argument(
+        "--reuse-cmdline", action="store_true", help="the command line of the running kernel"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="load the kernel and take it back, check that every entry can be carried, and touch nothing",
+    )
+    parser.add_argument(
+        "--timeout", type=float, metavar="S", help="seconds that programs have to become ready"
+    )
+    parser.add_argument(
+        "--proceed", action="store_true", help="go on without those who are not ready in time"
+    )
+
+
+@command(
+    "update",
+    "Replace the running kernel: load the next one, wait until every program is ready, seal all boxes, jump.\n"
+    "Whatever fails on the way, and ^C, leaves every box open as it was.",
+    example="fdbox update --kernel /boot/vmlinuz-NEW --initrd /boot/initrd.img-NEW --reuse-cmdline",
+    arguments=_arguments,
+)
+def update(options: argparse.Namespace) -> None:
+    """Update, showing how it goes."""
+    command_line = _running_command_line() if options.reuse_cmdline else options.append
+    with ExitStack() as stack:
+        kernel = stack.enter_context(_open(options.kernel))
+        initrd = None if options.initrd is None else stack.enter_context(_open(options.initrd))
+        client = stack.enter_context(connect(options))
+        steps = client.update(
+            kernel,
+            initrd,
+            command_line,
+            dry_run=options.dry_run,
+            timeout=options.timeout,
+            on_deadline="proceed" if options.proceed else "abort",
+        )
+        progress = render.Progress()
+        stack.callback(progress.end)
+        phase = ""
+        try:
+            for step in steps:
+                phase = step.phase
+                if options.json:
+                    print(render.as_json(step), flush=True)
+                else:
+                    progress.show(_sentence(step))
+        except ConnectionLost:
+            # In the jump everything goes, this connection too.
+            if phase != "committing":
+                raise
+
+
+def _sentence(step: interface.UpdateReply) -> str:
+    if step.waiting:
+        return f"{step.phase}: waiting for {', '.join(step.waiting)}"
+    return f"{step.phase}: {step.detail}" if step.detail else step.phase
+
+
+def _open(path: Path) -> OwnedFd:
+    try:
+        return open_path(path, os.O_RDONLY)
+    except OSError as error:
+        raise UsageError(
+            f"cannot open {path}: {error.strerror}", remedy="name an image that you may read"
+        ) from error
+
+
+def _running_command_line() -> str:
+    words = Path("/proc/cmdline").read_text(encoding="utf-8").split()
+    return " ".join(word for word in words if not word.startswith(_OF_THE_BOOT_LOADER))
+
+
+def _abort_arguments(parser: argparse.ArgumentParser) -> None:
+    socket_argument(parser)
+
+
+@command(
+    "abort",
+    "Call the update off. Every box is open again as it was.",
+    example="fdbox abort",
+    arguments=_abort_arguments,
+)
+def abort(options: argparse.Namespace) -> None:
+    """Abort."""
+    with connect(options) as client:
+        client.abort_update()

@@ -1,0 +1,1 @@
+"""Flattened device trees: the format of the manifest and of every component."""

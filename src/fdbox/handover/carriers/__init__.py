@@ -1,0 +1,1 @@
+"""What takes a sealed box across: one file a carrier."""

@@ -1,0 +1,155 @@
+"""The kernel carrier: the Live Update Orchestrator, one session a box. The pages stay where they are.
+
+Only one process may have /dev/liveupdate open, so it is opened for one request and closed again; a session stays with
+its own descriptor. Preserving may drive the kernel out of memory, and then it kills whoever asked: a child asks.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import struct
+import threading
+from typing import TYPE_CHECKING
+
+from fdbox.errors import KernelError, NoRoom, ParcelRefused
+from fdbox.linux import liveupdate, memfd
+from fdbox.linux.fd import OwnedFd
+from fdbox.linux.liveupdate import Device, Session
+from fdbox.model import Carriage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_OUTCOME = struct.Struct("=iq")  # errno (0: all preserved), token
+_UNEXPECTED = -1
+
+
+class KernelCarrier:
+    """/dev/liveupdate of the running kernel."""
+
+    name = "kernel"
+
+    def __init__(self, path: str = liveupdate.DEVICE) -> None:
+        """Take the device's path; nothing is opened yet."""
+        self._path = path
+        self._works = False
+        self._lock = threading.Lock()  # this process must not be in its own way
+
+    def carriage(self) -> Carriage:
+        """Return whether the running kernel carries memory: tried with a page of it, until it has worked once."""
+        if self._works:
+            return Carriage(self.name)
+        try:
+            self._probe()
+        except KernelError as error:
+            return Carriage(None, error.message, error.remedy)
+        self._works = True
+        return Carriage(self.name)
+
+    def ship(self, name: str) -> _Shipment:
+        """Begin a session; errors as `Device.open` and `Device.create_session`."""
+        with self._lock, Device.open(self._path) as device:
+            return _Shipment(name, device.create_session(name))
+
+    def receive(self, name: str) -> _Delivery | None:
+        """Return the session of that name from the last kernel; None where it, or the whole device, is not there."""
+        try:
+            with self._lock, Device.open(self._path) as device:
+                return _Delivery(device.retrieve_session(name))
+        except (liveupdate.SessionUnknown, liveupdate.LiveUpdateUnsupported):
+            return None
+
+    def _probe(self) -> None:
+        shipment = self.ship(f"fdbox-probe-{secrets.token_hex(8)}")
+        try:
+            with memfd.create("fdbox-probe", 1) as page:
+                shipment.session.preserve(page.fileno(), 1)
+        finally:
+            shipment.discard()
+
+
+class _Shipment:
+    """An outgoing session."""
+
+    def __init__(self, name: str, session: Session) -> None:
+        self.name = name
+        self.session = session
+
+    def add(self, parcels: Sequence[tuple[int, int]]) -> None:
+        """Preserve (descriptor, token) pairs, in a child.
+
+        Raises:
+            ParcelRefused: the kernel does not take one; what it took before stays until `discard`.
+            NoRoom: the kernel ran out of memory and killed the child.
+        """
+        reading, writing = (OwnedFd(end) for end in os.pipe2(os.O_CLOEXEC))
+        with reading:
+            with writing:
+                child = os.fork()
+                if child == 0:
+                    self._preserve_and_exit(parcels, writing.fileno())
+            answer = os.read(reading.fileno(), _OUTCOME.size)
+        _, status = os.waitpid(child, 0)
+        if len(answer) != _OUTCOME.size:
+            raise NoRoom(
+                f"the kernel ended the process that handed it the memory (status {status})",
+                remedy="see dmesg for its reason; mostly too little memory is free",
+            )
+        code, token = _OUTCOME.unpack(answer)
+        if code:
+            _raise_refusal(code, token)
+
+    def discard(self) -> None:
+        """Close the session: the kernel lets go of everything."""
+        self.session.close()
+
+    def _preserve_and_exit(self, parcels: Sequence[tuple[int, int]], answer: int) -> None:
+        """Preserve everything and say how it went: no more than that, for other threads' locks may be held for ever."""
+        code, token = _UNEXPECTED, 0
+        try:
+            _volunteer()
+            for fd, token in parcels:
+                self.session.preserve(fd, token)
+            code = 0
+        except KernelError as error:
+            code = error.errno or _UNEXPECTED
+        finally:
+            os.write(answer, _OUTCOME.pack(code, _signed(token)))
+            os._exit(0)
+
+
+def _volunteer() -> None:
+    """Be the one whom the OOM killer takes, rather than the daemon."""
+    try:
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(fd, b"1000")
+    except OSError:  # then it chooses by itself
+        return
+
+
+def _signed(token: int) -> int:
+    return token - (1 << 64) if token >> 63 else token
+
+
+def _raise_refusal(code: int, token: int) -> None:
+    if code == _UNEXPECTED:
+        raise ParcelRefused("preserving it failed in an unexpected way", token % (1 << 64))
+    error = liveupdate.preserve_error(code)
+    raise ParcelRefused(error.message, token % (1 << 64), errno=code, remedy=error.remedy)
+
+
+class _Delivery:
+    """A session from the last kernel."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def take(self, token: int) -> OwnedFd:
+        """Return what was preserved under `token`; errors as `Session.retrieve`."""
+        return self._session.retrieve(token)
+
+    def finish(self) -> None:
+        """Let the kernel go, and close the session."""
+        with self._session:
+            self._session.finish()

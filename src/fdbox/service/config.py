@@ -1,0 +1,83 @@
+"""The daemon's configuration: a TOML file, where every setting has a default and an unknown one is an error."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+from fdbox.errors import ConfigurationError
+
+SYSTEM_PATH = Path("/etc/fdbox/config.toml")
+
+
+class QuotaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[quota]: what one user may hold."""
+
+    boxes: int = 64
+    entries: int = 16384
+    descriptors: int = 16384
+
+
+class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[server]: connections a user, and the seconds that half a message may take."""
+
+    connections_per_user: int = 256
+    idle_timeout: float = 30.0
+
+
+class UpdateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[update]: the seconds that subscribers have to become ready, unless the one who begins says otherwise."""
+
+    timeout: float = 60.0
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    quota: QuotaSettings = QuotaSettings()
+    server: ServerSettings = ServerSettings()
+    update: UpdateSettings = UpdateSettings()
+
+
+def default_path() -> Path:
+    """Return where the file is looked for: of the machine as root, else of the user."""
+    if os.geteuid() == 0:
+        return SYSTEM_PATH
+    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(home) / "fdbox" / "config.toml"
+
+
+def load(path: Path | None) -> Config:
+    """Return the configuration in `path`; with None the one in the default place, or the defaults if there is none.
+
+    Raises:
+        ConfigurationError: the file cannot be read, is no TOML, or has a setting that is not known or makes no sense.
+    """
+    wanted = path or default_path()
+    try:
+        text = wanted.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if path is None:
+            return Config()
+        raise ConfigurationError(
+            f"there is no {path}", remedy="create it, or leave it out"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read {wanted}: {error}") from error
+    return parse(text, str(wanted))
+
+
+def parse(text: str, origin: str) -> Config:
+    """Return the configuration in a TOML text; `origin` names it in errors."""
+    try:
+        config = msgspec.convert(tomllib.loads(text), Config)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ConfigurationError(f"{origin}: {error}") from error
+    for section in (config.quota, config.server, config.update):
+        for name in section.__struct_fields__:
+            if not getattr(section, name) > 0:
+                raise ConfigurationError(f"{origin}: {name} must be more than 0")
+    return config

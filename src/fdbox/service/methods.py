@@ -1,0 +1,265 @@
+"""What each method of io.fdbox does: from the call to the boxes, and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from fdbox.errors import BoxNotFound, UsageError
+from fdbox.model import BoxKey, Carriage, Description
+from fdbox.service.access import ROOT, Peer, require_root, resolve_owner
+from fdbox.service.connection import Call, Handler, Reply
+from fdbox.service.live import Discard, LiveUpdate, Plan
+from fdbox.varlink import interface, wire
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from fdbox.handover.arrive import Loss
+    from fdbox.linux.fd import OwnedFd
+    from fdbox.service.boxes import Box
+    from fdbox.service.vault import Held, Vault
+
+
+_LONGEST = 86400
+_LONGEST_NAME = 255
+
+StructT = TypeVar("StructT", bound=msgspec.Struct)
+
+
+class Methods:
+    """The handlers, by method name in `table`."""
+
+    def __init__(
+        self, vault: Vault, live: LiveUpdate, discard: Discard, *, version: str, timeout: float
+    ) -> None:
+        """`discard` closes descriptors off the event loop; `timeout` (seconds) is an update's default."""
+        self._vault = vault
+        self._boxes = vault.boxes
+        self._live = live
+        self._discard = discard
+        self._version = version
+        self._timeout = timeout
+
+    def table(self) -> dict[str, Handler]:
+        """Return the handlers."""
+        return {
+            "CreateBox": self.create_box,
+            "DeleteBox": self.delete_box,
+            "ListBoxes": self.list_boxes,
+            "Put": self.put,
+            "Get": self.get,
+            "Remove": self.remove,
+            "ListEntries": self.list_entries,
+            "Seal": self.seal,
+            "Unseal": self.unseal,
+            "Update": self.update,
+            "AbortUpdate": self.abort_update,
+            "Subscribe": self.subscribe,
+            "Ready": self.ready,
+            "Status": self.status,
+        }
+
+    # --- boxes -------------------------------------------------------------------------------------------------------
+
+    def create_box(self, call: Call) -> Reply:
+        """CreateBox."""
+        request = _as(interface.CreateBox, call)
+        key = _key(call.peer, request)
+        try:
+            self._boxes.find(key)
+        except BoxNotFound:
+            self._live.check_changes_allowed()
+        box, created = self._boxes.create(key, exclusive=bool(request.exclusive))
+        return Reply(interface.CreateBoxReply(box=_box(box), created=created))
+
+    def delete_box(self, call: Call) -> Reply:
+        """DeleteBox."""
+        key = _key(call.peer, _as(interface.BoxRequest, call))
+        self._live.check_changes_allowed()
+        self._discard([held.fd for held in self._boxes.delete(key)])
+        return Reply(interface.Nothing())
+
+    def list_boxes(self, call: Call) -> Reply:
+        """ListBoxes."""
+        visible = self._boxes.visible_to(call.peer.uid)
+        return Reply(interface.ListBoxesReply(boxes=[_box(box) for box in visible]))
+
+    # --- entries -----------------------------------------------------------------------------------------------------
+
+    async def put(self, call: Call) -> Reply:
+        """Put."""
+        request = _as(interface.Put, call)
+        key = _key(call.peer, request)
+        self._boxes.find(key)
+        taken: list[OwnedFd] = []
+        try:
+            taken += [call.take(entry.file_descriptor) for entry in request.entries]
+            fresh = await self._vault.examine(taken)
+            self._live.check_changes_allowed()
+            new = [(entry.name, held) for entry, held in zip(request.entries, fresh, strict=True)]
+            replaced = self._boxes.put(key, new, replace=bool(request.replace))
+        except BaseException:
+            self._discard(taken)
+            raise
+        self._discard([held.fd for held in replaced])
+        entries = [_entry(name, held.description, held.carriage) for name, held in new]
+        return Reply(interface.EntriesReply(entries=entries))
+
+    def get(self, call: Call) -> Reply:
+        """Get."""
+        request = _as(interface.NamesRequest, call)
+        if len(request.names) > wire.MAX_DESCRIPTORS:
+            raise UsageError(
+                f"{len(request.names)} descriptors do not fit into one message",
+                remedy=f"get at most {wire.MAX_DESCRIPTORS} at a time",
+            )
+        found = self._boxes.get(_key(call.peer, request), request.names)
+        entries = [
+            interface.Attachment(name=name, file_descriptor=index)
+            for index, name in enumerate(request.names)
+        ]
+        return Reply(interface.GetReply(entries=entries), [held.fd.fileno() for held in found])
+
+    def remove(self, call: Call) -> Reply:
+        """Remove."""
+        request = _as(interface.NamesRequest, call)
+        key = _key(call.peer, request)
+        self._live.check_changes_allowed()
+        self._discard([held.fd for held in self._boxes.remove(key, request.names)])
+        return Reply(interface.Nothing())
+
+    def list_entries(self, call: Call) -> Reply:
+        """ListEntries."""
+        box = self._boxes.find(_key(call.peer, _as(interface.BoxRequest, call)))
+        entries = [_entry(name, *self._vault.describe(held)) for name, held in box.entries.items()]
+        return Reply(interface.EntriesReply(entries=entries))
+
+    # --- sealing -----------------------------------------------------------------------------------------------------
+
+    async def seal(self, call: Call) -> Reply:
+        """Seal."""
+        key = _key(call.peer, _as(interface.BoxRequest, call))
+        self._boxes.find(key)
+        self._live.check_changes_allowed()
+        return Reply(interface.BoxReply(box=_box(await self._vault.seal(key))))
+
+    async def unseal(self, call: Call) -> Reply:
+        """Unseal."""
+        key = _key(call.peer, _as(interface.BoxRequest, call))
+        self._boxes.find(key)
+        self._live.check_changes_allowed()
+        return Reply(interface.BoxReply(box=_box(await self._vault.unseal(key))))
+
+    # --- updates -----------------------------------------------------------------------------------------------------
+
+    async def update(self, call: Call) -> AsyncIterator[Reply]:
+        """Update."""
+        require_root(call.peer, "an update")
+        request = _as(interface.Update, call)
+        timeout = self._timeout if request.timeout_seconds is None else request.timeout_seconds
+        if not 0 <= timeout <= _LONGEST:
+            raise UsageError(
+                f"a timeout of {timeout} s cannot be", remedy=f"use 0 to {_LONGEST} seconds"
+            )
+        kernel = call.take(request.kernel)
+        try:
+            initrd = None if request.initrd is None else call.take(request.initrd)
+        except BaseException:
+            kernel.close()
+            raise
+        plan = Plan(
+            kernel,
+            initrd,
+            request.command_line,
+            timeout,
+            proceed_at_deadline=request.on_deadline == "proceed",
+            dry_run=bool(request.dry_run),
+        )
+        steps = self._live.run(plan)
+        try:
+            async for step in steps:
+                yield Reply(step, last=step.phase == "checked")
+        finally:
+            await steps.aclose()  # type: ignore[attr-defined]  # it is a generator, so that it can be closed
+
+    def abort_update(self, call: Call) -> Reply:
+        """AbortUpdate."""
+        require_root(call.peer, "calling an update off")
+        self._live.abort()
+        return Reply(interface.Nothing())
+
+    async def subscribe(self, call: Call) -> AsyncIterator[Reply]:
+        """Subscribe."""
+        events = self._live.subscribe(_as(interface.Subscribe, call).name[:_LONGEST_NAME])
+        try:
+            async for event in events:
+                yield Reply(event, last=False)
+        finally:
+            await events.aclose()  # type: ignore[attr-defined]  # as above
+
+    def ready(self, call: Call) -> Reply:
+        """Ready."""
+        self._live.ready(_as(interface.Ready, call).subscriber)
+        return Reply(interface.Nothing())
+
+    def status(self, call: Call) -> Reply:
+        """Status."""
+        has = self._vault.carrier.carriage()
+        visible = self._boxes.visible_to(call.peer.uid)
+        machine = self._live.machine
+        return Reply(
+            interface.StatusReply(
+                version=self._version,
+                incarnation=self._vault.kernel.incarnation(),
+                phase=machine.phase.value,
+                waiting=machine.waiting if call.peer.uid == ROOT else [],
+                carrier=has.carrier,
+                obstacle=has.obstacle,
+                remedy=has.remedy,
+                boxes=len(visible),
+                entries=sum(len(box.entries) for box in visible),
+                arrived=self._vault.arrived,
+                lost=[_loss(loss) for loss in self._vault.losses if _may_know(call.peer, loss)],
+            )
+        )
+
+
+def _as(cls: type[StructT], call: Call) -> StructT:
+    assert isinstance(call.parameters, cls)
+    return call.parameters
+
+
+def _key(peer: Peer, request: interface.BoxRequest | interface.NamesRequest) -> BoxKey:
+    return BoxKey(resolve_owner(peer, request.owner, request.box), request.box)
+
+
+def _box(box: Box[Held]) -> interface.Box:
+    return interface.Box(
+        name=box.key.name,
+        owner=box.key.owner,
+        state=box.state.value,
+        entries=len(box.entries),
+    )
+
+
+def _entry(name: str, description: Description, carriage: Carriage) -> interface.Entry:
+    return interface.Entry(
+        name=name,
+        kind=description.kind,
+        label=description.label,
+        size=description.size,
+        carrier=carriage.carrier,
+        obstacle=carriage.obstacle,
+        remedy=carriage.remedy,
+    )
+
+
+def _may_know(peer: Peer, loss: Loss) -> bool:
+    return peer.uid == ROOT or (loss.box is not None and loss.box.owner == peer.uid)
+
+
+def _loss(loss: Loss) -> interface.Loss:
+    box = loss.box or BoxKey(ROOT, "")
+    return interface.Loss(box=box.name, owner=box.owner, entry=loss.entry, reason=loss.reason)

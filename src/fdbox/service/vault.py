@@ -1,0 +1,215 @@
+"""The boxes with real descriptors in them: what `put` sees of each, and sealing, which a worker thread does.
+
+Looking at a descriptor can block where its file system belongs to its owner (FUSE). So only what cannot block is looked
+at on the event loop, and what `put` has seen is remembered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from fdbox.errors import FdboxError
+from fdbox.handover import arrive, seal
+from fdbox.kinds import registry
+from fdbox.kinds.base import look, never_blocks
+from fdbox.linux.fd import OwnedFd, close_all
+from fdbox.model import BoxKey, BoxState, Carriage, Description
+from fdbox.service.boxes import Box, Boxes, Quota
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from fdbox.handover.arrive import Arrived
+    from fdbox.handover.seal import SealedBox
+    from fdbox.ports import Carrier, Delivery, Kernel, Shipment
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Held:
+    """A descriptor in a box. `quick` says that looking at it never blocks; `label` outlives the kernel's own."""
+
+    fd: OwnedFd
+    description: Description
+    carriage: Carriage
+    quick: bool
+
+
+class Vault:
+    """All boxes, what is sealed of them, and what came from the last kernel."""
+
+    def __init__(self, quota: Quota, carrier: Carrier[OwnedFd], kernel: Kernel) -> None:
+        """Begin empty."""
+        self.boxes: Boxes[Held] = Boxes(quota)
+        self.carrier = carrier
+        self.kernel = kernel
+        self.arrived = 0
+        self.losses: list[arrive.Loss] = []
+        self._sealed: dict[BoxKey, SealedBox] = {}
+        self._index: Shipment | None = None
+        self._kept: list[Delivery[OwnedFd]] = []
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="fdbox-seal")
+        self._turn = asyncio.Lock()  # one seal or unseal at a time
+        self._sealed_by_update: list[BoxKey] = []
+
+    # --- what is in a box --------------------------------------------------------------------------------------------
+
+    async def examine(self, fds: Sequence[OwnedFd]) -> list[Held]:
+        """Return descriptors as they are kept; InvalidDescriptor if one cannot be read."""
+        has = self.carrier.carriage()
+        quick = [never_blocks(fd.fileno()) for fd in fds]
+        if all(quick):
+            return [_held(fd, has, quick=True) for fd in fds]
+        return await asyncio.to_thread(
+            lambda: [_held(fd, has, quick=one) for fd, one in zip(fds, quick, strict=True)]
+        )
+
+    def describe(self, held: Held) -> tuple[Description, Carriage]:
+        """Return what a descriptor is now, as far as that can be told without blocking."""
+        if not held.quick:
+            return held.description, held.carriage
+        fresh = _held(held.fd, self.carrier.carriage(), quick=True)
+        label = fresh.description.label or held.description.label
+        return Description(fresh.description.kind, fresh.description.size, label), fresh.carriage
+
+    def check_carried(self) -> None:
+        """Raise CannotCarry for the first entry that nothing would carry; for a dry run."""
+        for box in self.boxes:
+            for name, held in box.entries.items():
+                description, carriage = self.describe(held)
+                if carriage.carrier is None:
+                    raise seal.cannot_carry(box.key, name, description.kind, carriage)
+
+    # --- sealing -----------------------------------------------------------------------------------------------------
+
+    async def seal(self, key: BoxKey) -> Box[Held]:
+        """Seal a box; errors as `handover.seal.seal`, and then it is open as before."""
+        async with self._turn:
+            await self._seal(key)
+            try:
+                await self._run(self._publish)
+            except BaseException:
+                await self._thaw(key)
+                raise
+        return self.boxes.find(key)
+
+    async def unseal(self, key: BoxKey) -> Box[Held]:
+        """Thaw a box in place; BoxNotSealed if it is open."""
+        async with self._turn:
+            if key in self._sealed:
+                await self._thaw(key)
+                await self._run(self._publish)
+            else:
+                self.boxes.unseal(key)  # says why not
+        return self.boxes.find(key)
+
+    async def seal_all(self, progress: Callable[[str], bool]) -> None:
+        """Seal every open box; `progress` hears of each, and returns whether to go on. `thaw_all` undoes it."""
+        async with self._turn:
+            wanted = [box.key for box in self.boxes if box.state is BoxState.OPEN]
+            for number, key in enumerate(wanted, 1):
+                if not progress(f"box {key.name!r} of user {key.owner}, {number} of {len(wanted)}"):
+                    return
+                await self._seal(key)
+                self._sealed_by_update.append(key)
+
+    async def thaw_all(self) -> None:
+        """Unseal what `seal_all` has sealed; what its owner had sealed before stays so."""
+        async with self._turn:
+            while self._sealed_by_update:
+                await self._thaw(self._sealed_by_update.pop())
+            await self._run(self._publish)
+
+    async def commit(self, load: Callable[[], None]) -> None:
+        """Check that what was saved is what is there, leave the index, `load` last of all, and jump.
+
+        Raises:
+            FdboxError: the jump did not happen; everything is still sealed.
+        """
+        async with self._turn:
+            await self._run(lambda: self._jump(load))
+
+    async def _seal(self, key: BoxKey) -> None:
+        box = self.boxes.begin_seal(key)
+        entries = {name: (held.fd.fileno(), held.description) for name, held in box.entries.items()}
+        try:
+            self._sealed[key] = await self._run(
+                lambda: seal.seal(key, entries, self.carrier, self.kernel)
+            )
+        except BaseException:
+            self.boxes.undo_seal(key)
+            raise
+        self.boxes.end_seal(key)
+
+    async def _thaw(self, key: BoxKey) -> None:
+        await self._run(self._sealed.pop(key).thaw)
+        self.boxes.unseal(key)
+
+    def _publish(self) -> None:
+        """Replace the index of all sealed boxes, so that they cross whoever makes the jump."""
+        if self._index is not None:
+            self._index.discard()
+            self._index = None
+        self._index = seal.write_index(list(self._sealed.values()), self.carrier, self.kernel)
+
+    def _jump(self, load: Callable[[], None]) -> None:
+        for sealed in self._sealed.values():
+            sealed.verify()
+        self._publish()
+        load()
+        self.kernel.jump()
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        """Do what may take long in the one worker, to its end: a caller who goes away must not leave half of it."""
+        future = asyncio.get_running_loop().run_in_executor(self._worker, work)
+        return await asyncio.shield(future)
+
+    # --- the last kernel, and the end --------------------------------------------------------------------------------
+
+    def receive(self) -> None:
+        """Take in what the last incarnation sent; for the daemon's start, before anybody connects."""
+        try:
+            arrival = arrive.arrive(self.carrier, self.kernel.incarnation())
+        except FdboxError as error:
+            log.error("cannot ask for what the last kernel left: %s", error)  # noqa: TRY400 - the sentence says it all
+            self.losses.append(arrive.Loss(None, "", str(error)))
+            return
+        self.losses += arrival.losses
+        self._kept += arrival.kept
+        for loss in arrival.losses:
+            log.error("lost: %s %r: %s", loss.box, loss.entry, loss.reason)
+        for key, entries in arrival.boxes.items():
+            self.boxes.adopt(key, {name: self._readmit(entry) for name, entry in entries.items()})
+            self.arrived += len(entries)
+        if self.arrived:
+            log.info("%d entries arrived from the last kernel", self.arrived)
+
+    def _readmit(self, entry: Arrived) -> Held:
+        held = _held(entry.fd, self.carrier.carriage(), quick=True)
+        held.description = dataclasses.replace(held.description, label=entry.label)
+        return held
+
+    async def close(self) -> None:
+        """Let go of everything, at the end of the daemon."""
+        async with self._turn:
+            if self._index is not None:
+                self._index.discard()
+            for sealed in self._sealed.values():
+                await self._run(sealed.thaw)
+            self._sealed.clear()
+            await self._run(lambda: close_all(held.fd for held in self.boxes.clear()))
+        self._worker.shutdown()
+
+
+def _held(fd: OwnedFd, has: Carriage, *, quick: bool) -> Held:
+    seen = look(fd.fileno())
+    kind = registry.recognise(seen)
+    return Held(fd, kind.describe(seen), kind.carriage(seen, has), quick)
