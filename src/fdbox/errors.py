@@ -144,17 +144,6 @@ class NoRoom(FdboxError):
     remedy = "free memory, or remove the entry from the box"
 
 
-class ParcelRefused(KernelError):
-    """Raised by a carrier that does not take a descriptor; `token` is the one it was to travel under."""
-
-    def __init__(
-        self, message: str, token: int, *, errno: int = 0, remedy: str | None = None
-    ) -> None:
-        """Take the kernel's reason and the token."""
-        super().__init__(message, errno=errno, remedy=remedy)
-        self.token = token
-
-
 class SameIncarnation(FdboxError):
     """Raised when saved state would be loaded by the very kernel that saved it."""
 

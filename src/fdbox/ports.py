@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from fdbox.errors import KernelError
+
 if TYPE_CHECKING:
     from fdbox.model import Carriage
 
@@ -12,6 +14,17 @@ if TYPE_CHECKING:
 Clock = Callable[[], float]
 
 DescriptorT_co = TypeVar("DescriptorT_co", covariant=True)
+
+
+class ParcelRefused(KernelError):
+    """Raised by a carrier that does not take a descriptor; `token` is the one it was to travel under."""
+
+    def __init__(
+        self, message: str, token: int, *, errno: int = 0, remedy: str | None = None
+    ) -> None:
+        """Take the kernel's reason and the token."""
+        super().__init__(message, errno=errno, remedy=remedy)
+        self.token = token
 
 
 class Kernel(Protocol):

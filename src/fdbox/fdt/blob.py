@@ -127,7 +127,9 @@ def _build(tokens: Iterator[tuple[int, str, bytes]]) -> Node:
             raise FdtError(f"the tree is deeper than {MAX_DEPTH}")
         else:
             stack.append(stack[-1].add(name))
-    return top.children[0]  # libfdt has seen that there is one, and that it ends
+    if len(top.children) != 1:  # the one thing that libfdt lets pass
+        raise FdtError("the tree has no root")
+    return top.children[0]
 
 
 def _judge(blob: bytes) -> None:

@@ -10,13 +10,14 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fdbox.errors import CannotCarry, FdboxError, ParcelRefused
+from fdbox.errors import CannotCarry, FdboxError
 from fdbox.handover import manifest, order
 from fdbox.handover.manifest import FIRST_TOKEN, Index, Manifest, SavedEntry
 from fdbox.kinds import registry
 from fdbox.kinds.base import CarriedKind, Freight, Look, OpenFile, look
 from fdbox.linux import kcmp
 from fdbox.model import BoxKey, Carriage, Description
+from fdbox.ports import ParcelRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -12,11 +12,12 @@ import struct
 import threading
 from typing import TYPE_CHECKING
 
-from fdbox.errors import KernelError, NoRoom, ParcelRefused
+from fdbox.errors import KernelError, NoRoom
 from fdbox.linux import liveupdate, memfd
 from fdbox.linux.fd import OwnedFd
 from fdbox.linux.liveupdate import Device, Session
 from fdbox.model import Carriage
+from fdbox.ports import ParcelRefused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,0 +1,1 @@
+"""The virtual machine in which boxes cross a real kexec."""

@@ -1,0 +1,46 @@
+"""The initrd: busybox and one script, which puts the host's root under an overlay and runs guest.py in it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from tests.vm import debian
+
+TOOLS = {"/bin/busybox": "busybox-static", "cpio": "cpio"}
+
+_INIT = """\
+#!/bin/busybox sh
+export PATH=/bin
+/bin/busybox --install -s /bin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,ro,cache=loose hostroot /lower
+mount -t tmpfs -o size=50% tmpfs /rw; mkdir /rw/upper /rw/work
+mount -t overlay -o lowerdir=/lower,upperdir=/rw/upper,workdir=/rw/work overlay /root
+cd /root
+mount -t proc proc proc; mount -t sysfs sys sys; mount -t devtmpfs dev dev; mount -t debugfs debug sys/kernel/debug
+mkdir -p dev/pts dev/shm run tmp; mount -t devpts devpts dev/pts; mount -t tmpfs shm dev/shm
+mount -t tmpfs run run; mkdir run/vm; mkdir sys/fs/cgroup 2>/dev/null
+mount -t cgroup2 cgroup sys/fs/cgroup
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none share run/vm
+ip link set lo up
+exec chroot /root @PYTHON@ @GUEST@ </dev/null >/dev/console 2>&1
+"""
+
+
+def build(into: Path, python: Path, guest: Path) -> Path:
+    """Return an initrd in `into` that runs `guest` with `python`, both as the host names them."""
+    debian.ensure_programs(TOOLS)
+    tree = into / "initrd"
+    for folder in ("bin", "dev", "proc", "sys", "lower", "rw", "root"):
+        (tree / folder).mkdir(parents=True)
+    (tree / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
+    (tree / "bin/busybox").chmod(0o755)
+    init = tree / "init"
+    init.write_text(_INIT.replace("@PYTHON@", str(python)).replace("@GUEST@", str(guest)))
+    init.chmod(0o755)
+    image = into / "initrd.img"
+    command = "find . | cpio --quiet -o -H newc | gzip -1"
+    with image.open("wb") as out:
+        subprocess.run(command, shell=True, cwd=tree, stdout=out, check=True)
+    return image

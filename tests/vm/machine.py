@@ -1,0 +1,149 @@
+"""QEMU: boot a kernel, let guest.py do what `job.json` says, and read what it left in the shared folder.
+
+What happened is read from files, never from the console. A machine that was lost (a panic, a hang, a deadline) is
+another thing than a script that failed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.vm import debian, initrd
+from tests.vm.kernel import ensure_kernel
+
+PROJECT = Path(__file__).resolve().parents[2]
+TOOLS = {"qemu-system-x86_64": "qemu-system-x86"}
+COMMAND_LINE = "console=ttyS0 quiet kho=on liveupdate=on panic=-1"
+
+
+class VmLost(Exception):
+    """Raised when the machine ended, or had to be ended, before its job was done; has the end of its console."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that ran in the machine."""
+
+    name: str
+    status: int
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All that ran, in order; `logs` are the daemon's."""
+
+    steps: tuple[Step, ...]
+    logs: str
+
+    @property
+    def good(self) -> bool:
+        """Whether every step did well."""
+        return all(step.status == 0 for step in self.steps)
+
+    def __str__(self) -> str:
+        parts = [
+            f"--- {step.name}: exit status {step.status}\n{step.output}" for step in self.steps
+        ]
+        return "\n".join([*parts, *([] if self.good else [f"--- daemon\n{self.logs}"])])
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What to boot."""
+
+    memory: str = "4G"
+    deadline: float = 300.0
+    kernel: Path | None = None
+    #: the kernel to jump into; by default the same
+    next_kernel: Path | None = None
+    append: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def boot(self, script: Path) -> Outcome:
+        """Run one script as root; VmLost if the machine did not get that far."""
+        return self._run({"boot": str(script.resolve())}, ["boot"])
+
+    def cross(self, before: Path, after: Path) -> Outcome:
+        """Run `before`, replace the kernel with `fdbox update`, and run `after` in the next one; VmLost likewise."""
+        job = {"before": str(before.resolve()), "after": str(after.resolve())}
+        return self._run(job, ["before", "update", "after"])
+
+    def _run(self, scripts: Mapping[str, str], expected: list[str]) -> Outcome:
+        debian.ensure_programs(TOOLS)
+        with tempfile.TemporaryDirectory(prefix="fdbox-vm-") as folder:
+            share = Path(folder) / "share"
+            share.mkdir()
+            kernel = self.kernel or ensure_kernel()
+            python = Path(sys.executable).absolute()
+            image = initrd.build(Path(folder), python, Path(__file__).with_name("guest.py"))
+            shutil.copy(self.next_kernel or kernel, share / "next-kernel")
+            shutil.copy(image, share / "next-initrd")
+            command_line = f"{COMMAND_LINE} {self.append}".strip()
+            job = {
+                "scripts": scripts,
+                "command_line": command_line,
+                "environment": dict(self.environment),
+                "project": str(PROJECT),
+                "bin": str(python.parent),
+            }
+            (share / "job.json").write_text(json.dumps(job))
+            console = Path(folder) / "console"
+            self._qemu(kernel, image, command_line, share, console)
+            return _collect(share, console, expected)
+
+    def _qemu(self, kernel: Path, image: Path, line: str, share: Path, console: Path) -> None:
+        shared = "security_model=none,multidevs=remap"
+        command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max"]
+        command += [
+            "-smp",
+            "2",
+            "-m",
+            self.memory,
+            "-no-reboot",
+            "-nic",
+            "none",
+            "-display",
+            "none",
+        ]
+        command += ["-virtfs", f"local,path=/,mount_tag=hostroot,readonly=on,{shared}"]
+        command += ["-virtfs", f"local,path={share},mount_tag=share,{shared}"]
+        command += ["-kernel", str(kernel), "-initrd", str(image), "-append", line]
+        command += ["-serial", f"file:{console}", "-monitor", "none"]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as qemu:
+            try:
+                qemu.wait(self.deadline)
+            except subprocess.TimeoutExpired:
+                qemu.kill()
+                raise VmLost(f"not done after {self.deadline:.0f} s; {_tail(console)}") from None
+
+
+def _collect(share: Path, console: Path, expected: list[str]) -> Outcome:
+    """Return what the machine did. A step that failed ends the job, so the ones after it may be missing."""
+    steps = []
+    for name in ["guest", *expected]:  # "guest" is there only if guest.py itself failed
+        result = share / f"{name}.json"
+        if not result.exists():
+            continue
+        found = json.loads(result.read_text())
+        steps.append(Step(name, found["status"], found["output"]))
+    logs = "\n".join(path.read_text() for path in sorted(share.glob("daemon-*.log")))
+    outcome = Outcome(tuple(steps), logs)
+    # A jump leaves no result: `update` is written by the kernel that arrived.
+    if len(steps) < len(expected) and outcome.good:
+        raise VmLost(
+            f"it ended after {[step.name for step in steps]}\n{outcome}\n{logs}\n{_tail(console)}"
+        )
+    return outcome
+
+
+def _tail(console: Path) -> str:
+    text = console.read_text(errors="replace") if console.exists() else ""
+    return "the end of its console:\n" + text[-4000:]
