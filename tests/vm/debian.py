@@ -10,9 +10,12 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 _SUITE_LINE = re.compile(r"^(?P<head>deb(?:\s+\[[^\]]*\])?\s+\S+\s+)(?P<suite>\S+)(?P<tail>\s.*)?$")
 
@@ -50,20 +53,10 @@ def ensure_programs(programs: dict[str, str]) -> None:
         return
     if os.geteuid() != 0:
         raise CannotPrepare(f"these packages are missing: install {' '.join(missing)} as root")
+    quiet = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y"]
     with alone("apt"):
-        for command in (
-            ["update", "-q"],
-            ["install", "-q", "-y", "--no-install-recommends", *missing],
-        ):
-            done = subprocess.run(
-                ["apt-get", *command],
-                env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        if done.returncode:
-            raise CannotPrepare(f"cannot install {' '.join(missing)}: {done.stderr[-500:]}")
+        _run([*quiet, "update"])
+        _run([*quiet, "install", "--no-install-recommends", *missing])
 
 
 def _machine_sources() -> list[str]:

@@ -33,6 +33,8 @@ class Guest:
             "HOME": "/root",
             "PYTHONPATH": f"{job['project']}/src:{job['project']}",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONFAULTHANDLER": "1",
             "FDBOX_NOTES": str(SHARE / "notes"),
             **job["environment"],
         }
@@ -40,16 +42,18 @@ class Guest:
 
     def step(self, name: str, command: list[str]) -> bool:
         """Run a command to its end, record it, and return whether it did well."""
-        done = subprocess.run(
-            command,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd="/tmp",
-            check=False,
-        )
-        record(name, done.returncode, done.stdout.decode(errors="replace"))
+        output = SHARE / f"{name}.out"  # there, so that it is seen even if the machine is lost
+        with output.open("wb") as out:
+            done = subprocess.run(
+                command,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd="/tmp",
+                check=False,
+            )
+        record(name, done.returncode, output.read_text(errors="replace"))
         return done.returncode == 0
 
     def serve(self, when: str) -> None:

@@ -11,12 +11,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.vm import debian, initrd
 from tests.vm.kernel import ensure_kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 PROJECT = Path(__file__).resolve().parents[2]
 TOOLS = {"qemu-system-x86_64": "qemu-system-x86"}
@@ -48,7 +51,7 @@ class Outcome:
         """Whether every step did well."""
         return all(step.status == 0 for step in self.steps)
 
-    def __str__(self) -> str:
+    def __str__(self) -> str:  # type: ignore[explicit-override]  # typing.override is Python 3.12
         parts = [
             f"--- {step.name}: exit status {step.status}\n{step.output}" for step in self.steps
         ]
@@ -122,7 +125,8 @@ class Machine:
                 qemu.wait(self.deadline)
             except subprocess.TimeoutExpired:
                 qemu.kill()
-                raise VmLost(f"not done after {self.deadline:.0f} s; {_tail(console)}") from None
+                late = f"not done after {self.deadline:.0f} s"
+                raise VmLost(f"{late}\n{_said(share)}\n{_tail(console)}") from None
 
 
 def _collect(share: Path, console: Path, expected: list[str]) -> Outcome:
@@ -142,6 +146,12 @@ def _collect(share: Path, console: Path, expected: list[str]) -> Outcome:
             f"it ended after {[step.name for step in steps]}\n{outcome}\n{logs}\n{_tail(console)}"
         )
     return outcome
+
+
+def _said(share: Path) -> str:
+    """Return all that was said before the machine was lost."""
+    files = [*sorted(share.glob("*.out")), *sorted(share.glob("*.log"))]
+    return "\n".join(f"--- {file.stem}\n{file.read_text(errors='replace')}" for file in files)
 
 
 def _tail(console: Path) -> str:

@@ -47,6 +47,7 @@ class SealedBox:
     parts: tuple[Part, ...]
     shipment: Shipment
     freight: Freight
+    manifest: OwnedFd
 
     def verify(self) -> None:
         """Check that nothing was changed after it was saved; CannotCarry names what was."""
@@ -57,6 +58,7 @@ class SealedBox:
     def thaw(self) -> None:
         """Drop what was saved and let the originals go on."""
         self.shipment.discard()
+        self.manifest.close()
         self.freight.close()
         for part in reversed(self.parts):
             for file in reversed(part.files):
@@ -95,8 +97,7 @@ def seal(
         undo.callback(shipment.discard)
         _load_up(shipment, [*freight.parcels, (first.fileno(), FIRST_TOKEN)], freight)
         undo.pop_all()
-    first.close()  # the carrier has it
-    return SealedBox(box, parts, shipment, freight)
+    return SealedBox(box, parts, shipment, freight, first)
 
 
 def write_index(

@@ -1,0 +1,3 @@
+#!/bin/sh
+echo this is said before it fails
+exit 7

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.vm.kernel import ensure_kernel, ensure_source_package
+from tests.vm.machine import Machine, VmLost
+
+pytestmark = [pytest.mark.vm, pytest.mark.slow]
+
+SCRIPTS = Path(__file__).with_name("scripts")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernel() -> Path:
+    return ensure_kernel()
+
+
+def test_real_input_crosses_a_real_kexec() -> None:
+    large = ensure_source_package()
+    machine = Machine(deadline=900, environment={"FDBOX_LARGE_FILE": str(large)})
+    outcome = machine.cross(SCRIPTS / "real_before.py", SCRIPTS / "real_after.py")
+    print(outcome)
+    assert outcome.good, str(outcome)
+
+
+def test_an_abort_leaves_everything_as_it_was() -> None:
+    outcome = Machine(deadline=600).boot(SCRIPTS / "abort.py")
+    print(outcome)
+    assert outcome.good, str(outcome)
+
+
+def test_a_script_that_fails_is_not_a_lost_machine() -> None:
+    outcome = Machine().boot(SCRIPTS / "failing.sh")
+    assert [step.status for step in outcome.steps] == [7]
+    assert "this is said" in str(outcome)
+
+
+def test_a_lost_machine_is_not_a_script_that_failed() -> None:
+    with pytest.raises(VmLost, match="console"):
+        Machine().boot(SCRIPTS / "panic.sh")
