@@ -1,117 +1,230 @@
-"""A carrier and a kernel in memory, which keep the rules of the real ones (kernel.md) as far as fdbox relies on them."""
+"""A kernel and a carrier in memory, which do what the real ones were seen to do (docs of the kernel carrier).
+
+What is preserved crosses at `arrive_in_next`, as with the Live Update Orchestrator: bytes at the very end, so late writes
+arrive; seals as they were when it was preserved; holes filled; mode 0777, owner the retriever's, name and O_APPEND
+lost; read-only comes back as O_RDWR; an executable file with F_SEAL_EXEC gets all writing seals.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from fdbox.errors import KernelError
+from fdbox.errors import FdboxError, KernelError
 from fdbox.linux import memfd
 from fdbox.linux.fd import OwnedFd, close_all, dup
 from fdbox.model import Carriage
 from fdbox.ports import ParcelRefused
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Self
 
+    from fdbox.linux.memfd import Seals
+    from fdbox.ports import Carrier, Kernel
+
+FIRST, SECOND, THIRD = "first-incarnation", "second-incarnation", "third-incarnation"
+_MAX_NAME = 63
+
+
+@dataclass(slots=True)
 class FakeKernel:
-    """A kernel whose jump makes a new incarnation."""
+    """A kernel whose life, memory and failures the test sets; `calls` has what was asked of it."""
 
-    def __init__(self) -> None:
-        self.boot = "boot-1"
-        self.free = 1 << 40
-        self.calls: list[str] = []
-        self.fail_at = ""
+    running: str = FIRST
+    free: int = 1 << 40
+    #: method name -> what it raises
+    failing: dict[str, Exception] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    loaded: tuple[int, int | None, str] | None = None
 
     def incarnation(self) -> str:
-        return self.boot
+        self._enter("incarnation")
+        return self.running
 
     def free_memory(self) -> int:
+        self._enter("free_memory")
         return self.free
 
-    def _call(self, name: str) -> None:
-        self.calls.append(name)
-        if name == self.fail_at:
-            raise KernelError(f"{name} was to fail")
-
     def load(self, kernel: int, initrd: int | None, command_line: str) -> None:
-        self._call("load")
+        self._enter("load")
+        self.loaded = (kernel, initrd, command_line)
 
     def unload(self) -> None:
-        self._call("unload")
+        self._enter("unload")
+        self.loaded = None
 
     def jump(self) -> None:
-        self._call("jump")
-        raise KernelError("a test cannot jump")
+        self._enter("jump")
+        raise KernelError("this kernel jumps nowhere")
+
+    def _enter(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.failing:
+            raise self.failing[name]
+
+
+@dataclass(slots=True)
+class _Parcel:
+    """A preserved memfd: a descriptor of its open file, and the seals it had."""
+
+    fd: OwnedFd
+    seals: Seals
+
+    def cross(self) -> OwnedFd:
+        """Return what the next kernel makes of it."""
+        with self.fd as old:
+            size = os.fstat(old.fileno()).st_size
+            new = memfd.create("", size)
+            with memfd.reopen(old.fileno(), os.O_RDONLY) as source:
+                os.posix_fallocate(new.fileno(), 0, size) if size else None
+                for start, length in memfd.data_extents(source.fileno()):
+                    os.pwrite(new.fileno(), os.pread(source.fileno(), length, start), start)
+            os.fchmod(new.fileno(), 0o777)
+            os.lseek(new.fileno(), os.lseek(old.fileno(), 0, os.SEEK_CUR), os.SEEK_SET)
+            if self.seals:
+                memfd.add_seals(new.fileno(), self.seals)
+        return new
 
 
 class FakeShipment:
+    """An outgoing session."""
+
     def __init__(self, carrier: FakeCarrier, name: str) -> None:
         self.name = name
-        self.parcels: dict[int, OwnedFd] = {}
-        self.carrier = carrier
+        self.parcels: dict[int, _Parcel] = {}
+        self._carrier = carrier
 
     def add(self, parcels: Sequence[tuple[int, int]]) -> None:
-        for fd, token in parcels:
-            if self.carrier.refuse_after == 0:
-                raise ParcelRefused("the fake takes no more", token)
-            self.carrier.refuse_after -= 1
-            self.parcels[token] = dup(fd)
+        for number, (fd, token) in enumerate(parcels):
+            if number == self._carrier.refuse:
+                raise ParcelRefused("the fake refuses it", token, errno=errno.ENOENT)
+            self._preserve(fd, token)
 
     def discard(self) -> None:
-        self.carrier.outgoing.pop(self.name, None)
-        close_all(self.parcels.values())
-        self.parcels.clear()
+        if self._carrier.outgoing.get(self.name) is self:
+            del self._carrier.outgoing[self.name]
+        self.release()
+
+    def release(self) -> None:
+        parcels, self.parcels = self.parcels, {}
+        close_all(parcel.fd for parcel in parcels.values())
+
+    def _preserve(self, fd: int, token: int) -> None:
+        if not memfd.is_shmem(fd):
+            raise ParcelRefused("only memory can go", token, errno=errno.ENOENT)
+        if token in self.parcels:
+            raise ParcelRefused("the token is taken", token, errno=errno.EEXIST)
+        if os.fstat(fd).st_ino in self._carrier.preserved():
+            raise ParcelRefused("it is preserved already", token, errno=errno.EBUSY)
+        self.parcels[token] = _Parcel(dup(fd), memfd.get_seals(fd))
 
 
 class FakeDelivery:
-    def __init__(self, shipment: FakeShipment) -> None:
-        self.shipment = shipment
-        self.finished = 0
+    """An incoming session."""
+
+    def __init__(self, carrier: FakeCarrier, name: str, files: dict[int, OwnedFd]) -> None:
+        self.name = name
+        self._files = files
+        self._carrier = carrier
 
     def take(self, token: int) -> OwnedFd:
-        if token not in self.shipment.parcels:
-            raise KernelError(f"there is no token {token}")
-        # As the kernel gives it: readable and writable, with the position it had.
-        original = self.shipment.parcels[token].fileno()
-        fresh = memfd.reopen(original, os.O_RDWR)
-        os.lseek(fresh.fileno(), os.lseek(original, 0, os.SEEK_CUR), os.SEEK_SET)
-        return fresh
+        """Return a descriptor; the second time, of the same open file."""
+        if token not in self._files:
+            raise KernelError(f"nothing came under the token {token}", errno=errno.ENOENT)
+        return self._files[token].dup()
 
     def finish(self) -> None:
-        self.finished += 1
-        self.shipment.discard()
+        self._carrier.finished.append(self.name)
+        self.release()
+
+    def release(self) -> None:
+        files, self._files = self._files, {}
+        close_all(files.values())
 
 
+@dataclass
 class FakeCarrier:
-    """Carries what was shipped when `jump` is called."""
+    """What lies between two incarnations; a context manager, at whose end the machine is switched off."""
 
-    name = "kernel"
+    name: str = "fake"
+    #: None: it works
+    obstacle: str | None = None
+    #: the parcel of a shipment, from 0, that is refused
+    refuse: int | None = None
+    #: shipments begun before the one that fails, from 0
+    refuse_ship: int | None = None
+    #: session name -> what receiving it raises
+    refuse_receive: dict[str, FdboxError] = field(default_factory=dict)
+    outgoing: dict[str, FakeShipment] = field(default_factory=dict)
+    incoming: dict[str, FakeDelivery] = field(default_factory=dict)
+    received: list[FakeDelivery] = field(default_factory=list)
+    finished: list[str] = field(default_factory=list)
+    begun: int = 0
 
-    def __init__(self) -> None:
-        self.outgoing: dict[str, FakeShipment] = {}
-        self.incoming: dict[str, FakeDelivery] = {}
-        self.refuse_after = -1
-        self.has = Carriage("kernel")
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for one in [*self.outgoing.values(), *self.incoming.values(), *self.received]:
+            one.release()
 
     def carriage(self) -> Carriage:
-        return self.has
+        if self.obstacle is None:
+            return Carriage(self.name)
+        return Carriage(None, self.obstacle, "use another")
 
     def ship(self, name: str) -> FakeShipment:
+        number, self.begun = self.begun, self.begun + 1
+        if number == self.refuse_ship:
+            raise KernelError("the fake begins no shipment", errno=errno.EBUSY)
+        if not 1 <= len(name.encode()) <= _MAX_NAME:
+            raise KernelError(f"{name!r} has not 1 to {_MAX_NAME} bytes", errno=errno.EINVAL)
         if name in self.outgoing:
-            raise KernelError(f"there is a session {name}")
-        shipment = self.outgoing[name] = FakeShipment(self, name)
-        return shipment
+            raise KernelError(f"{name!r} is there already", errno=errno.EEXIST)
+        self.outgoing[name] = FakeShipment(self, name)
+        return self.outgoing[name]
 
     def receive(self, name: str) -> FakeDelivery | None:
-        return self.incoming.get(name)
+        if name in self.refuse_receive:
+            raise self.refuse_receive[name]
+        delivery = self.incoming.pop(name, None)
+        if delivery is not None:
+            self.received.append(delivery)
+        return delivery
 
-    def jump(self, kernel: FakeKernel) -> None:
-        """Arrive in the next incarnation."""
-        kernel.boot += "+"
-        self.incoming = {name: FakeDelivery(shipment) for name, shipment in self.outgoing.items()}
-        self.outgoing = {}
+    def arrive_in_next(self) -> None:
+        """Cross to the next incarnation: what is outgoing comes in, and what was not retrieved is lost."""
+        for lost in [*self.incoming.values(), *self.received]:
+            lost.release()
+        self.received.clear()
+        leaving, self.outgoing = self.outgoing, {}
+        self.incoming = {
+            name: FakeDelivery(
+                self, name, {token: one.cross() for token, one in shipment.parcels.items()}
+            )
+            for name, shipment in leaving.items()
+        }
+        for shipment in leaving.values():
+            shipment.release()
 
-    def close(self) -> None:
-        for delivery in self.incoming.values():
-            delivery.shipment.discard()
-        for shipment in list(self.outgoing.values()):
-            shipment.discard()
+    def preserved(self) -> set[int]:
+        """Return the inodes that are in some outgoing session."""
+        return {
+            os.fstat(parcel.fd.fileno()).st_ino
+            for shipment in self.outgoing.values()
+            for parcel in shipment.parcels.values()
+        }
+
+
+def fits_the_ports(carrier: FakeCarrier, kernel: FakeKernel) -> tuple[Carrier[OwnedFd], Kernel]:
+    """Let mypy compare the fakes with the protocols that they stand for."""
+    return carrier, kernel

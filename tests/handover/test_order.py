@@ -3,50 +3,103 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fdbox.errors import CannotCarry
 from fdbox.handover import order
 from fdbox.linux import kcmp, memfd
-from fdbox.linux.fd import close_all, dup
+
+#: descriptor -> (inode, open file description)
+Files = list[tuple[int, int]]
+FILES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=20)
 
 
-def inode(fd: int) -> tuple[int, int]:
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino
+@given(FILES)
+def test_what_shares_one_open_file_is_one_group_in_the_order_given(files: Files) -> None:
+    compared = []
+
+    def compare(a: int, b: int) -> int:
+        compared.append((a, b))
+        return (files[a][1] > files[b][1]) + 2 * (files[a][1] < files[b][1])
+
+    groups = order.share(range(len(files)), lambda fd: files[fd][0], compare)
+
+    expected: dict[tuple[int, int], list[int]] = {}
+    for index, file in enumerate(files):
+        expected.setdefault(file, []).append(index)
+    assert groups == list(expected.values())
+    assert all(files[a][0] == files[b][0] for a, b in compared)
 
 
-def test_dups_share_and_reopened_files_do_not() -> None:
-    a, b = memfd.create("a"), memfd.create("b")
-    same, again = dup(a.fileno()), memfd.reopen(a.fileno(), os.O_RDONLY)
-    third = dup(again.fileno())
-    every = [a, b, same, again, third]
-    fds = [fd.fileno() for fd in every]
-    assert order.share(fds, inode, kcmp.order) == [[0, 2], [1], [3, 4]]
-    close_all(every)
+def test_a_thousand_of_one_inode_take_few_comparisons() -> None:
+    count = 0
+
+    def compare(a: int, b: int) -> int:
+        nonlocal count
+        count += 1
+        return (a > b) + 2 * (a < b)
+
+    assert len(order.share(range(1000), lambda fd: 0, compare)) == 1000
+    assert count < 1000 * 12
 
 
-def test_only_descriptors_of_one_inode_are_compared() -> None:
-    def never(_a: int, _b: int) -> int:
-        raise AssertionError("compared")
+def test_the_kernel_tells_dups_from_reopened_files() -> None:
+    with (
+        memfd.create("a") as a,
+        memfd.create("b") as b,
+        a.dup() as a_again,
+        memfd.reopen(a.fileno(), os.O_RDWR) as a_other,
+        a_other.dup() as a_other_again,
+    ):
+        fds = [each.fileno() for each in (a_other, a, b, a_again, a_other_again)]
+        groups = order.share(fds, lambda fd: os.fstat(fd).st_ino, kcmp.order)
+    assert groups == [[0, 4], [1, 3], [2]]
 
-    assert order.share([5, 6, 7], lambda fd: fd, never) == [[0], [1], [2]]
+
+def test_what_needs_nothing_stays_where_it_is() -> None:
+    names = {3: "c", 1: "a", 2: "b"}
+    assert order.arrange(names, {3: (), 1: ()}) == [3, 1, 2]
 
 
 def test_what_is_needed_comes_first() -> None:
-    names = {1: "epoll", 2: "pipe", 3: "timer"}
-    assert order.arrange(names, {1: [3, 2]}) == [3, 2, 1] or order.arrange(
-        names, {1: [3, 2]}
-    ) == [2, 3, 1]
-    assert order.arrange(names, {}) == [1, 2, 3]
+    names = {1: "epoll", 2: "socket", 3: "timer"}
+    arranged = order.arrange(names, {1: (2, 3), 3: (2,)})
+    assert arranged == [2, 3, 1]
 
 
-def test_what_is_missing_is_named() -> None:
-    with pytest.raises(CannotCarry, match="'epoll' depends on 9"):
-        order.arrange({1: "epoll"}, {1: [9]})
+@given(st.permutations(range(6)), st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5))))
+def test_everything_comes_once_and_after_what_it_needs(
+    given_order: list[int], pairs: set[tuple[int, int]]
+) -> None:
+    needs = {item: [low for high, low in pairs if high == item > low] for item in given_order}
+    arranged = order.arrange({item: str(item) for item in given_order}, needs)
+    assert sorted(arranged) == sorted(given_order)
+    assert all(
+        arranged.index(other) < arranged.index(item)
+        for item, wanted in needs.items()
+        for other in wanted
+    )
 
 
-def test_a_circle_names_everyone_in_it() -> None:
+def test_what_is_not_there_is_named() -> None:
+    with pytest.raises(CannotCarry, match="'epoll' depends on 9") as caught:
+        order.arrange({1: "socket", 2: "epoll"}, {1: (), 2: (1, 9)})
+    assert caught.value.context["entry"] == "epoll"
+
+
+@pytest.mark.parametrize("needs", [{1: (1,)}, {1: (2,), 2: (1,)}, {1: (2,), 2: (3,), 3: (1,)}])
+def test_a_circle_is_named(needs: dict[int, tuple[int, ...]]) -> None:
+    names = {1: "inner", 2: "outer", 3: "third", 4: "innocent"}
     with pytest.raises(CannotCarry, match="depend on each other") as caught:
-        order.arrange({1: "one", 2: "two", 3: "free"}, {1: [2], 2: [1]})
-    assert "'one'" in str(caught.value)
-    assert "'two'" in str(caught.value)
+        order.arrange(names, needs)
+    for item in names:
+        assert (repr(names[item]) in caught.value.message) == (item in needs)
+
+
+def test_one_descriptor_is_compared_with_nothing() -> None:
+    def compare(a: int, b: int) -> int:
+        raise AssertionError((a, b))
+
+    assert order.share([5, 6], lambda fd: fd, compare) == [[0], [1]]
+    assert order.share([], lambda fd: fd, compare) == []

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pytest
+from tests.fakes.machine import FakeCarrier, FakeKernel
 
 from fdbox.errors import CannotCarry, FdboxError, ManifestInvalid, NoRoom, SameIncarnation
 from fdbox.handover import arrive, manifest, seal
@@ -15,7 +16,9 @@ from fdbox.linux import kcmp, memfd
 from fdbox.linux.fd import OwnedFd, close_all
 from fdbox.linux.memfd import Seals
 from fdbox.model import BoxKey, Carriage, Description
-from tests.fakes.carrier import FakeCarrier, FakeKernel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 BOX = BoxKey(1000, "cache")
 MIB = 1 << 20

@@ -161,7 +161,8 @@ class Server:
             connection.close()
         await asyncio.gather(*tasks, return_exceptions=True)
         while self._closing is not None:
-            await self._closing
+            await asyncio.wait([self._closing])
+            await asyncio.sleep(0)  # its callback, which takes the next batch, runs in the next round
         self._hangups.close()
 
     # --- for connections ---------------------------------------------------------------------------------------------

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import time
 from pathlib import Path
 
 import fdbox
 from fdbox.linux import memfd
-from tests.vm.scripts import goods
+from tests.vm.scripts import goods, sqlite_fd
 
 
 def fill_large(client: fdbox.Client) -> None:
@@ -29,7 +28,7 @@ def fill_large(client: fdbox.Client) -> None:
 def write_database(client: fdbox.Client) -> None:
     """Let SQLite write a database into a memfd, through the path of its descriptor."""
     with memfd.create("sqlite", 0) as fd:
-        base = sqlite3.connect(f"/proc/self/fd/{fd.fileno()}")
+        base = sqlite_fd.connect(fd.fileno())
         base.execute("pragma journal_mode = memory")
         base.execute("create table t (id integer primary key, text)")
         base.executemany(
