@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +69,23 @@ def no_descriptor_leaks() -> Iterator[None]:
     gc.collect()
     leaked = _open_descriptors() - before
     assert not leaked, f"left open: {sorted(leaked)}"
+
+
+@pytest.fixture
+def daemon_process(socket_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run `fdbox serve` at `socket_path` until the end of the test, which it must survive."""
+    log = socket_path.with_name("log")
+    command = [sys.executable, "-m", "fdbox", "serve", "--socket", str(socket_path)]
+    with log.open("w") as out, subprocess.Popen(command, stderr=out, text=True) as process:
+        end = time.monotonic() + 20
+        while not socket_path.exists():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        yield process
+        assert process.poll() is None, log.read_text()
+        process.terminate()
+        assert process.wait(20) == 0, log.read_text()
 
 
 @pytest.fixture

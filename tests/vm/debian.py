@@ -176,5 +176,6 @@ def unpacked(package: str, suite: str) -> Path:
 def command(root: Path, program: str) -> list[str]:
     """Return how to run a program of an unpacked folder: with its own loader and libraries."""
     loader = next(path for path in root.rglob("ld-linux-x86-64.so.2") if path.exists())
-    libraries = sorted({str(path.parent) for path in root.rglob("*.so*")})
+    shared = (path for path in root.rglob("*.so*") if path.is_file())
+    libraries = sorted({str(path.parent) for path in shared if path.read_bytes()[:4] == b"\x7fELF"})
     return [str(loader), "--library-path", ":".join(libraries), str(root / program)]
