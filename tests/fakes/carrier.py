@@ -1,6 +1,6 @@
-"""A kernel and a carrier in memory, which do what the real ones were seen to do (docs of the kernel carrier).
+"""A kernel and a carrier in memory, which do what the real ones were seen to do (kernel.md).
 
-What is preserved crosses at `arrive_in_next`, as with the Live Update Orchestrator: bytes at the very end, so late writes
+What is preserved crosses at `FakeCarrier.cross`, as with the Live Update Orchestrator: bytes at the very end, so late writes
 arrive; seals as they were when it was preserved; holes filled; mode 0777, owner the retriever's, name and O_APPEND
 lost; read-only comes back as O_RDWR; an executable file with F_SEAL_EXEC gets all writing seals.
 """
@@ -20,8 +20,6 @@ from fdbox.ports import ParcelRefused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
-    from typing import Self
 
     from fdbox.linux.memfd import Seals
     from fdbox.ports import Carrier, Kernel
@@ -30,9 +28,9 @@ FIRST, SECOND, THIRD = "first-incarnation", "second-incarnation", "third-incarna
 _MAX_NAME = 63
 
 
-@dataclass(slots=True)
+@dataclass
 class FakeKernel:
-    """A kernel whose life, memory and failures the test sets; `calls` has what was asked of it."""
+    """A kernel whose life, memory and failures the test sets; `calls` has what it was told to do."""
 
     running: str = FIRST
     free: int = 1 << 40
@@ -42,11 +40,9 @@ class FakeKernel:
     loaded: tuple[int, int | None, str] | None = None
 
     def incarnation(self) -> str:
-        self._enter("incarnation")
         return self.running
 
     def free_memory(self) -> int:
-        self._enter("free_memory")
         return self.free
 
     def load(self, kernel: int, initrd: int | None, command_line: str) -> None:
@@ -59,7 +55,7 @@ class FakeKernel:
 
     def jump(self) -> None:
         self._enter("jump")
-        raise KernelError("this kernel jumps nowhere")
+        raise KernelError("a test cannot jump")
 
     def _enter(self, name: str) -> None:
         self.calls.append(name)
@@ -101,7 +97,7 @@ class FakeShipment:
     def add(self, parcels: Sequence[tuple[int, int]]) -> None:
         for number, (fd, token) in enumerate(parcels):
             if number == self._carrier.refuse:
-                raise ParcelRefused("the fake refuses it", token, errno=errno.ENOENT)
+                raise ParcelRefused("the fake takes no more", token, errno=errno.ENOENT)
             self._preserve(fd, token)
 
     def discard(self) -> None:
@@ -128,29 +124,29 @@ class FakeDelivery:
 
     def __init__(self, carrier: FakeCarrier, name: str, files: dict[int, OwnedFd]) -> None:
         self.name = name
-        self._files = files
+        self.files = files
         self._carrier = carrier
 
     def take(self, token: int) -> OwnedFd:
         """Return a descriptor; the second time, of the same open file."""
-        if token not in self._files:
+        if token not in self.files:
             raise KernelError(f"nothing came under the token {token}", errno=errno.ENOENT)
-        return self._files[token].dup()
+        return self.files[token].dup()
 
     def finish(self) -> None:
         self._carrier.finished.append(self.name)
         self.release()
 
     def release(self) -> None:
-        files, self._files = self._files, {}
+        files, self.files = self.files, {}
         close_all(files.values())
 
 
 @dataclass
 class FakeCarrier:
-    """What lies between two incarnations; a context manager, at whose end the machine is switched off."""
+    """What lies between two incarnations."""
 
-    name: str = "fake"
+    name: str = "kernel"
     #: None: it works
     obstacle: str | None = None
     #: the parcel of a shipment, from 0, that is refused
@@ -165,17 +161,12 @@ class FakeCarrier:
     finished: list[str] = field(default_factory=list)
     begun: int = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for one in [*self.outgoing.values(), *self.incoming.values(), *self.received]:
-            one.release()
+    def close(self) -> None:
+        """Switch the machine off."""
+        for shipment in self.outgoing.values():
+            shipment.release()
+        for delivery in [*self.incoming.values(), *self.received]:
+            delivery.release()
 
     def carriage(self) -> Carriage:
         if self.obstacle is None:
@@ -201,8 +192,9 @@ class FakeCarrier:
             self.received.append(delivery)
         return delivery
 
-    def arrive_in_next(self) -> None:
+    def cross(self, kernel: FakeKernel) -> None:
         """Cross to the next incarnation: what is outgoing comes in, and what was not retrieved is lost."""
+        kernel.running = SECOND if kernel.running == FIRST else THIRD
         for lost in [*self.incoming.values(), *self.received]:
             lost.release()
         self.received.clear()

@@ -151,8 +151,7 @@ def test_no_flipped_bit_and_no_cut_does_anything_but_fail_cleanly() -> None:
     good = blob.write(sample())
     damaged = [good[:length] for length in range(len(good))]
     for at in range(len(good)):
-        for bit in range(8):
-            damaged.append(good[:at] + bytes([good[at] ^ 1 << bit]) + good[at + 1 :])
+        damaged += [good[:at] + bytes([good[at] ^ 1 << bit]) + good[at + 1 :] for bit in range(8)]
     refused = 0
     for raw in damaged:
         try:

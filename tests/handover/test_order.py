@@ -93,8 +93,8 @@ def test_a_circle_is_named(needs: dict[int, tuple[int, ...]]) -> None:
     names = {1: "inner", 2: "outer", 3: "third", 4: "innocent"}
     with pytest.raises(CannotCarry, match="depend on each other") as caught:
         order.arrange(names, needs)
-    for item in names:
-        assert (repr(names[item]) in caught.value.message) == (item in needs)
+    for item, name in names.items():
+        assert (repr(name) in caught.value.message) == (item in needs)
 
 
 def test_one_descriptor_is_compared_with_nothing() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.fakes.machine import FakeCarrier, FakeKernel
+from tests.fakes.carrier import FakeCarrier, FakeKernel
 
 from fdbox.errors import CannotCarry, FdboxError, ManifestInvalid, NoRoom, SameIncarnation
 from fdbox.handover import arrive, manifest, seal
@@ -15,7 +15,7 @@ from fdbox.kinds.base import look
 from fdbox.linux import kcmp, memfd
 from fdbox.linux.fd import OwnedFd, close_all
 from fdbox.linux.memfd import Seals
-from fdbox.model import BoxKey, Carriage, Description
+from fdbox.model import BoxKey, Description
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +46,7 @@ class World:
         sealed = self.seal()
         index = seal.write_index([sealed], self.carrier, self.kernel)
         assert index is not None
-        self.carrier.jump(self.kernel)
+        self.carrier.cross(self.kernel)
         sealed.freight.close()
         sealed.manifest.close()
         return arrive.arrive(self.carrier, self.kernel.incarnation())
@@ -124,7 +124,7 @@ def test_every_memory_arrives_as_it_left(world: World) -> None:
     assert {name: seen(entry.fd.fileno()) for name, entry in arrived.items()} == before
     assert {name: entry.label for name, entry in arrived.items()} == labels
     assert os.fstat(arrived["sparse"].fd.fileno()).st_blocks * 512 < MIB
-    assert all(delivery.finished == 1 for delivery in world.carrier.incoming.values())
+    assert len(world.carrier.finished) == 2, "the index and the box"
     close_arrival(arrival)
 
 
@@ -147,12 +147,12 @@ def test_a_refusal_at_any_parcel_leaves_all_as_it_was(world: World, refused: int
         world.put(name, memory(name, name.encode()))
     world.put("d", memory("d", b"d", seal_exec=True))
     before = {name: seen(fd) for name, (fd, _) in world.entries.items()}
-    world.carrier.refuse_after = refused
+    world.carrier.refuse = refused
     if refused < 6:
         with pytest.raises(CannotCarry, match="takes no more"):
             world.seal()
         assert not world.carrier.outgoing
-    world.carrier.refuse_after = -1
+    world.carrier.refuse = None
     sealed = world.seal()
     sealed.verify()
     sealed.thaw()
@@ -163,7 +163,7 @@ def test_a_refusal_at_any_parcel_leaves_all_as_it_was(world: World, refused: int
 def test_the_refused_entry_is_named(world: World) -> None:
     world.put("first", memory("a", b"a"))
     world.put("second", memory("b", b"b"))
-    world.carrier.refuse_after = 1
+    world.carrier.refuse = 1
     with pytest.raises(CannotCarry, match="'second'"):
         world.seal()
 
@@ -173,15 +173,15 @@ def test_a_kind_that_nothing_carries_is_named(world: World) -> None:
     reading, writing = os.pipe()
     world.put("queue", OwnedFd(reading))
     world.put("other end", OwnedFd(writing))
-    with pytest.raises(CannotCarry, match="'queue'.*pipe") as caught:
+    with pytest.raises(CannotCarry, match=r"'queue'.*pipe") as caught:
         world.seal()
     assert caught.value.context["entry"] == "queue"
 
 
 def test_a_machine_without_a_carrier_says_what_it_lacks(world: World) -> None:
     world.put("a", memory("a", b"a"))
-    world.carrier.has = Carriage(None, "no device", "boot another kernel")
-    with pytest.raises(CannotCarry, match="no device.*boot another"):
+    world.carrier.obstacle = "no device"
+    with pytest.raises(CannotCarry, match=r"no device.*use another"):
         world.seal()
 
 
@@ -229,8 +229,8 @@ def test_nothing_is_loaded_where_it_was_saved(world: World) -> None:
     world.put("m", memory("m", b"abc"))
     sealed = world.seal()
     with seal_index(world, sealed):
-        boot = world.kernel.boot
-        world.carrier.jump(world.kernel)
+        boot = world.kernel.running
+        world.carrier.cross(world.kernel)
         with pytest.raises(SameIncarnation):
             arrive.load_box(world.carrier.incoming[sealed.shipment.name], boot)
         arrival = arrive.arrive(world.carrier, boot)
@@ -265,7 +265,7 @@ def damage(fd: int, at: int) -> None:
 def jumped(world: World) -> tuple[seal.SealedBox, FakeCarrier]:
     sealed = world.seal()
     seal.write_index([sealed], world.carrier, world.kernel)
-    world.carrier.jump(world.kernel)
+    world.carrier.cross(world.kernel)
     sealed.freight.close()
     sealed.manifest.close()
     return sealed, world.carrier
@@ -274,7 +274,7 @@ def jumped(world: World) -> tuple[seal.SealedBox, FakeCarrier]:
 def test_a_flipped_bit_anywhere_in_the_manifest_loses_that_box_by_name(world: World) -> None:
     world.put("m", memory("m", b"abc"))
     sealed, carrier = jumped(world)
-    stored = carrier.incoming[sealed.shipment.name].shipment.parcels[0].fileno()
+    stored = carrier.incoming[sealed.shipment.name].files[0].fileno()
     for at in range(os.fstat(stored).st_size):
         damage(stored, at)
         with pytest.raises(ManifestInvalid, match="damaged"):
@@ -289,7 +289,7 @@ def test_a_flipped_bit_anywhere_in_the_manifest_loses_that_box_by_name(world: Wo
 def test_a_damaged_index_is_reported_and_kept(world: World) -> None:
     world.put("m", memory("m", b"abc"))
     _, carrier = jumped(world)
-    damage(carrier.incoming[manifest.INDEX_SESSION].shipment.parcels[0].fileno(), 60)
+    damage(carrier.incoming[manifest.INDEX_SESSION].files[0].fileno(), 60)
     arrival = arrive.arrive(carrier, world.kernel.incarnation())
     assert arrival.losses[0].box is None
     assert len(arrival.kept) == 1
@@ -298,7 +298,7 @@ def test_a_damaged_index_is_reported_and_kept(world: World) -> None:
 def test_a_box_that_did_not_come_is_named(world: World) -> None:
     world.put("m", memory("m", b"abc"))
     sealed, carrier = jumped(world)
-    carrier.incoming.pop(sealed.shipment.name).shipment.discard()
+    carrier.incoming.pop(sealed.shipment.name).release()
     arrival = arrive.arrive(carrier, world.kernel.incarnation())
     assert arrival.losses[0].box == BOX
     assert "did not come" in arrival.losses[0].reason
@@ -308,7 +308,7 @@ def test_a_lost_entry_takes_no_other_down(world: World) -> None:
     for name in ("a", "b", "c"):
         world.put(name, memory(name, name.encode()))
     sealed, carrier = jumped(world)
-    carrier.incoming[sealed.shipment.name].shipment.parcels.pop(2).close()
+    carrier.incoming[sealed.shipment.name].files.pop(2).close()
     arrival = arrive.arrive(carrier, world.kernel.incarnation())
     assert [(loss.box, loss.entry) for loss in arrival.losses] == [(BOX, "b")]
     assert list(arrival.boxes[BOX]) == ["a", "c"]
@@ -319,7 +319,7 @@ def test_a_damaged_component_loses_its_entries_by_name(world: World) -> None:
     for name in ("a", "b"):
         world.put(name, memory(name, name.encode()))
     sealed, carrier = jumped(world)
-    damage(carrier.incoming[sealed.shipment.name].shipment.parcels[3].fileno(), 50)
+    damage(carrier.incoming[sealed.shipment.name].files[3].fileno(), 50)
     arrival = arrive.arrive(carrier, world.kernel.incarnation())
     assert [loss.entry for loss in arrival.losses] == ["a", "b"]
     assert arrival.boxes[BOX] == {}

@@ -64,7 +64,7 @@ class Machine(RuleBasedStateMachine):
             assert released == list(self.model.pop(key)[1].values())
 
     @rule(key=KEYS, names=NAMES, replace=st.booleans())
-    def put(self, key: BoxKey, names: list[str], replace: bool) -> None:
+    def put(self, key: BoxKey, names: list[str], replace: bool) -> None:  # noqa: C901 - each error, once
         new = []
         for name in names:
             self.next += 1
@@ -146,7 +146,7 @@ class Machine(RuleBasedStateMachine):
         assert [box.key for box in self.boxes.visible_to(0)] == list(self.model)
         assert all(box.key.owner == 1 for box in self.boxes.visible_to(1))
 
-    def teardown(self) -> None:
+    def teardown(self) -> None:  # type: ignore[explicit-override]  # typing.override is Python 3.12
         assert len(self.boxes.clear()) == self.total()
         assert not list(self.boxes)
 
@@ -160,7 +160,7 @@ def test_the_error_of_a_sealed_box_says_that_it_is_sealed() -> None:
     boxes.create(key)
     boxes.begin_seal(key)
     boxes.end_seal(key)
-    with pytest.raises(BoxSealed, match="is sealed.*unseal it"):
+    with pytest.raises(BoxSealed, match=r"is sealed.*unseal it"):
         boxes.put(key, [("x", 1)])
 
 

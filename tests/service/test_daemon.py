@@ -8,13 +8,13 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.fakes.machine import FakeCarrier, FakeKernel
+from tests.fakes.carrier import FakeCarrier, FakeKernel
 
 import fdbox
 from fdbox.errors import KernelError
 from fdbox.linux import kcmp, memfd
 from fdbox.linux.fd import OwnedFd, close_all
-from fdbox.model import BoxKey, Carriage
+from fdbox.model import BoxKey
 from fdbox.service.config import Config, QuotaSettings
 from fdbox.service.daemon import Service
 from fdbox.service.update import Phase
@@ -52,7 +52,8 @@ class Daemon:
         self.loop.close()
 
     def phase(self) -> Phase:
-        return self.service.live.machine.phase
+        phase: Phase = self.service.live.machine.phase
+        return phase
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ def test_a_sealed_box_refuses_changes_and_says_so(client: fdbox.Client, memory: 
 
 def test_status_tells_what_the_machine_lacks(daemon: Daemon, client: fdbox.Client) -> None:
     assert client.status().carrier == "kernel"
-    daemon.carrier.has = Carriage(None, "no device", "boot another kernel")
+    daemon.carrier.obstacle = "no device"
     status = client.status()
     assert (status.carrier, status.obstacle, status.remedy) == (
         None,
@@ -265,7 +266,7 @@ def test_an_update_loads_seals_and_jumps(daemon: Daemon, filled: fdbox.Client, i
 def test_a_kernel_that_refuses_changes_nothing(
     daemon: Daemon, filled: fdbox.Client, image: int, step: str
 ) -> None:
-    daemon.kernel.fail_at = step
+    daemon.kernel.failing[step] = KernelError(f"{step} was to fail")
     _, error = follow(filled, image)
     assert isinstance(error, KernelError)
     assert step in error.message
@@ -434,11 +435,11 @@ def test_boxes_arrive_and_losses_are_told(socket_path: Path) -> None:
     vault = first.service.vault
     sealed = vault._sealed.pop(BoxKey(os.getuid(), "cache"))
     vault._index = None
-    carrier.jump(kernel)
+    carrier.cross(kernel)
     sealed.manifest.close()
     sealed.freight.close()
     first.stop()
-    carrier.incoming[sealed.shipment.name].shipment.parcels.pop(2).close()
+    carrier.incoming[sealed.shipment.name].files.pop(2).close()
     second = Daemon(socket_path, carrier, kernel)
     with fdbox.connect(socket_path) as client:
         status = client.status()

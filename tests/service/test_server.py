@@ -97,7 +97,7 @@ class Peer:
 Scene = Callable[[Server, Callable[[], Peer]], Coroutine[Any, Any, None]]
 
 
-def play(scene: Scene, handlers: dict[str, Handler] | None = None, **options: Any) -> None:
+def play(scene: Scene, handlers: dict[str, Handler] | None = None, **options: Any) -> None:  # noqa: ANN401 - Server's
     async def run() -> None:
         server = Server(HANDLERS if handlers is None else handlers, **options)
         peers = []

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import functools
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fdbox.errors import FdboxError, KernelError, NoUpdate, UpdateAborted, UpdateInProgress
 from fdbox.service.update import Action, Phase, Update
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 UNDOING_STEPS = (Action.THAW, Action.UNLOAD, Action.RECALL, Action.FINISH)
 
@@ -88,7 +94,11 @@ def test_a_dry_run_loads_and_unloads() -> None:
 def test_each_phase_is_undone_in_reverse(phase: Phase, undone: list[Action]) -> None:
     for call_off in (False, True):
         update = begun("a")
-        steps = [update.loaded, lambda u=update: u.ready("a"), update.sealed]
+        steps: list[Callable[[], object]] = [
+            update.loaded,
+            functools.partial(update.ready, "a"),
+            update.sealed,
+        ]
         for step in steps:
             if update.phase is not phase:
                 step()

@@ -162,7 +162,7 @@ class Server:
         await asyncio.gather(*tasks, return_exceptions=True)
         while self._closing is not None:
             await asyncio.wait([self._closing])
-            await asyncio.sleep(0)  # its callback, which takes the next batch, runs in the next round
+            await asyncio.sleep(0)  # its callback takes the next batch in the next round
         self._hangups.close()
 
     # --- for connections ---------------------------------------------------------------------------------------------

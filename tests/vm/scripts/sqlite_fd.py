@@ -34,7 +34,7 @@ class _Vfs(ctypes.Structure):
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-@_OPEN
+@_OPEN  # type: ignore[untyped-decorator]  # ctypes
 def _open(path: bytes, flags: int, mode: int) -> int:
     return int(_libc.open(ctypes.c_char_p(path), flags & ~os.O_NOFOLLOW, mode))
 
