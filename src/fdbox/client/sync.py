@@ -104,7 +104,7 @@ class Subscription:
         self._channel = Channel(client.path)
         self._events = self._channel.stream(calls.subscribe(name))
         try:
-            self.subscriber = next(self._events).subscriber
+            self.subscriber: str = next(self._events).subscriber
         except BaseException:
             self._channel.close()
             raise

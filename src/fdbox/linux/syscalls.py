@@ -20,7 +20,7 @@ _NUMBERS = {
     "ppc64le": _PPC,
 }
 
-libc = ctypes.CDLL(None, use_errno=True)
+libc: ctypes.CDLL = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 
 

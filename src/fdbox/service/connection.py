@@ -32,7 +32,7 @@ from fdbox.varlink.dispatch import Dispatcher, Invocation, Refusal
 if TYPE_CHECKING:
     from fdbox.service.access import Peer
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _PEEK_SMALL = 4096
 _PEEK_LARGE = 1 << 16
@@ -53,10 +53,10 @@ class Call:
         more: bool,
     ) -> None:
         """Share the list of descriptors with the connection; a slot that was taken is None."""
-        self.parameters = parameters
-        self.descriptors = descriptors
-        self.peer = peer
-        self.more = more
+        self.parameters: msgspec.Struct = parameters
+        self.descriptors: list[OwnedFd | None] = descriptors
+        self.peer: Peer = peer
+        self.more: bool = more
 
     def take(self, index: int) -> OwnedFd:
         """Return descriptor `index`, which the caller owns from now on.

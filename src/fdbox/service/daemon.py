@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fdbox.ports import Carrier, Kernel
     from fdbox.service.config import Config
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 #: descriptors kept free for connections, calls on their way, and sealing
 _RESERVED_DESCRIPTORS = 2048
@@ -64,8 +64,8 @@ class Service:
             descriptors=config.quota.descriptors,
             everybody=_room_for_descriptors(),
         )
-        self.vault = Vault(quota, carrier, kernel)
-        self.live = LiveUpdate(self.vault, self._discard)
+        self.vault: Vault = Vault(quota, carrier, kernel)
+        self.live: LiveUpdate = LiveUpdate(self.vault, self._discard)
         version = metadata.version("fdbox")
         methods = Methods(
             self.vault,
@@ -74,7 +74,7 @@ class Service:
             version=version,
             timeout=config.update.timeout,
         )
-        self.server = Server(
+        self.server: Server = Server(
             methods.table(),
             version=version,
             stall_seconds=config.server.idle_timeout,

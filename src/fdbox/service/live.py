@@ -22,7 +22,7 @@ from fdbox.varlink.interface import SubscribeReply, UpdateReply
 if TYPE_CHECKING:
     from fdbox.service.vault import Vault
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 Discard = Callable[[Sequence[OwnedFd | None]], None]
 
@@ -52,7 +52,7 @@ class LiveUpdate:
 
     def __init__(self, vault: Vault, discard: Discard) -> None:
         """`discard` closes descriptors off the event loop."""
-        self.machine = Update()
+        self.machine: Update = Update()
         self._vault = vault
         self._discard = discard
         self._plan: Plan | None = None

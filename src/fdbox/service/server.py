@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "Handler", "Reply", "Server"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _BACKLOG = 128
 _ACCEPT_AT_ONCE = 32
@@ -91,9 +91,9 @@ class Server:
             stall_seconds: how long half a message may pin descriptors, be it read or written.
             connections_per_user: a connection over this is closed as soon as it is made.
         """
-        self.loop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.handlers = handlers
-        self.dispatcher = Dispatcher(handlers.keys(), info=Info(version=version))
+        self.dispatcher: Dispatcher = Dispatcher(handlers.keys(), info=Info(version=version))
         self.stall_seconds = stall_seconds
         self._limit = connections_per_user
         self._hangups = _Hangups(self.loop)

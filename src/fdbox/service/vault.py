@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class Vault:
         self.boxes: Boxes[Held] = Boxes(quota)
         self.carrier = carrier
         self.kernel = kernel
-        self.arrived = 0
+        self.arrived: int = 0
         self.losses: list[arrive.Loss] = []
         self._sealed: dict[BoxKey, SealedBox] = {}
         self._index: Shipment | None = None

@@ -27,7 +27,7 @@ class Refusal(Exception):
     def __init__(self, error: str, **parameters: str) -> None:
         """Take the error's name without its interface, and exactly the parameters it has there."""
         super().__init__(f"{error} {parameters}")
-        self.name = f"{SERVICE}.{error}"
+        self.name: str = f"{SERVICE}.{error}"
         self.parameters: Mapping[str, str] = parameters
 
 

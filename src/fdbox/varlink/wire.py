@@ -146,7 +146,7 @@ class Decoder(Generic[T]):
 
     def __init__(self, limit: int = MAX_MESSAGE) -> None:
         """Refuse messages of more than `limit` bytes."""
-        self.state = State.IDLE
+        self.state: State = State.IDLE
         self._limit = limit
         self._text = bytearray()
         self._descriptors: list[T] = []
