@@ -186,7 +186,7 @@ def test_status_tells_what_the_machine_lacks(daemon: Daemon, client: fdbox.Clien
     assert (status.carrier, status.obstacle, status.remedy) == (
         None,
         "no device",
-        "boot another kernel",
+        "use another",
     )
 
 
