@@ -179,3 +179,10 @@ def test_a_limit_for_all_users_together_holds_too() -> None:
         boxes.put(BoxKey(owner, "a"), [("x", owner)])
     with pytest.raises(FdboxError, match="all users"):
         boxes.put(BoxKey(1, "a"), [("y", 3)])
+
+
+def test_one_call_gives_each_entry_its_own_name() -> None:
+    boxes: Boxes[int] = Boxes(Quota())
+    boxes.create(BoxKey(1, "a"))
+    with pytest.raises(UsageError, match="twice"):
+        boxes.put(BoxKey(1, "a"), [("x", 1), ("x", 2)])

@@ -65,6 +65,8 @@ def test_refusals(method: str, parameters: str, error: str, about: dict[str, str
 def test_an_upgrade_is_refused() -> None:
     with pytest.raises(Refusal):
         dispatch("io.fdbox.Get", '{"box":"b","names":[]}', upgrade=True)
+    with pytest.raises(Refusal):
+        dispatch("org.varlink.service.GetInfo", "{}", upgrade=True)
 
 
 def test_a_handler_for_an_unknown_method_is_a_mistake() -> None:

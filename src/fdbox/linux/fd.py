@@ -107,10 +107,3 @@ def close_all(fds: Iterable[OwnedFd]) -> None:
             first = first or error
     if first is not None:
         raise first
-
-
-def set_cloexec(fd: int, *, on: bool = True) -> None:
-    """Set whether a descriptor is closed at execve(2) (FD_CLOEXEC)."""
-    flags = fcntl.fcntl(fd, fcntl.F_GETFD)
-    wanted = flags | fcntl.FD_CLOEXEC if on else flags & ~fcntl.FD_CLOEXEC
-    fcntl.fcntl(fd, fcntl.F_SETFD, wanted)

@@ -192,11 +192,6 @@ class Session:
         """Take over the descriptor of a session."""
         self._fd = fd
 
-    @classmethod
-    def adopt(cls, fd: OwnedFd) -> Self:
-        """Return the session of a descriptor that came from elsewhere, and own it from now on."""
-        return cls(fd)
-
     def fileno(self) -> int:
         """Return the descriptor, borrowed; ValueError if the session is closed."""
         return self._fd.fileno()
@@ -204,10 +199,6 @@ class Session:
     def close(self) -> None:
         """Close the session (see the class for what that means); idempotent."""
         self._fd.close()
-
-    def detach(self) -> OwnedFd:
-        """Return the session's descriptor; this object is then closed, the session is not."""
-        return OwnedFd(self._fd.detach())
 
     def preserve(self, fd: int, token: int) -> None:
         """Have the kernel carry a file over, to be found again under `token` (u64).
