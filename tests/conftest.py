@@ -72,10 +72,20 @@ def no_descriptor_leaks() -> Iterator[None]:
 
 
 @pytest.fixture
-def daemon_process(socket_path: Path) -> Iterator[subprocess.Popen[str]]:
+def daemon_config() -> Path | None:
+    """Return the configuration of `daemon_process`: the defaults, unless a test file has its own fixture."""
+    return None
+
+
+@pytest.fixture
+def daemon_process(
+    socket_path: Path, daemon_config: Path | None
+) -> Iterator[subprocess.Popen[str]]:
     """Run `fdbox serve` at `socket_path` until the end of the test, which it must survive."""
     log = socket_path.with_name("log")
     command = [sys.executable, "-m", "fdbox", "serve", "--socket", str(socket_path)]
+    if daemon_config is not None:
+        command += ["--config", str(daemon_config)]
     with log.open("w") as out, subprocess.Popen(command, stderr=out, text=True) as process:
         end = time.monotonic() + 20
         while not socket_path.exists():
