@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.measure import build, cpu, ratio, rounds
+from tests.vm.debian import ensure_programs
+
 from fdbox.linux import memfd, scm
 from fdbox.linux.fd import close_all
 from fdbox.varlink import interface, wire
-from tests.vm.debian import ensure_programs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -156,11 +157,11 @@ def report(count: int, found: dict[str, list[float]]) -> None:
         print(
             f"{count:4} a call  {name:13} {statistics.median(costs) / 1000:9.1f} µs of server CPU a pair"
         )
-    for name in found:
+    for name, theirs in found.items():
         if name != "fdbox":
             target = TARGETS[name, count]
             print(
-                f"{count:4} a call  fdbox / {name}: {ratio(found['fdbox'], found[name])}, target {target}"
+                f"{count:4} a call  fdbox / {name}: {ratio(found['fdbox'], theirs)}, target {target}"
             )
 
 

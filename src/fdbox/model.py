@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fdbox.errors import InvalidName
 
@@ -26,8 +27,7 @@ class BoxKey:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Carriage:
+class Carriage(NamedTuple):
     """What takes an entry across a kexec on this machine: the carrier's name, or why nothing does and what to do."""
 
     carrier: str | None
@@ -35,8 +35,7 @@ class Carriage:
     remedy: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
+class Description(NamedTuple):
     """What a kind says of a descriptor: the object's size in bytes (None where it has none) and a label for people."""
 
     kind: str

@@ -1,4 +1,3 @@
-import ctypes
 import errno
 import mmap
 import os
@@ -51,7 +50,7 @@ def test_memfd_has_no_exec_seal_and_keeps_its_position() -> None:
     with memfd.create("näme (deleted)", 8 * page) as fd:
         number = fd.fileno()
         assert memfd.get_seals(number) == 0
-        assert memfd.name_of(number) == "näme (deleted)"
+        assert memfd.name_in(fdinfo.link_of(number)) == "näme (deleted)"
         assert memfd.is_shmem(number)
         assert not memfd.is_hugetlb(number)
         os.pwrite(number, b"x", 2 * page)
@@ -82,16 +81,13 @@ def test_layout_and_numbers_are_those_of_the_header() -> None:
     assert (liveupdate.CREATE_SESSION, liveupdate.RETRIEVE_SESSION) == (0xBA00, 0xBA01)
     assert liveupdate.SESSION_PRESERVE_FD == 0xBA40
     assert liveupdate.SESSION_GET_NAME == 0xBA43
-    assert [
-        ctypes.sizeof(s)
-        for s in (
-            liveupdate.NamedSession,
-            liveupdate.FdToken,
-            liveupdate.Finish,
-            liveupdate.GetName,
-        )
-    ] == [72, 16, 8, 72]
-    assert liveupdate.FdToken.token.offset == 8
+    layouts = (
+        liveupdate.NAMED_SESSION,
+        liveupdate.FD_TOKEN,
+        liveupdate.FINISH,
+        liveupdate.GET_NAME,
+    )
+    assert [layout.size for layout in layouts] == [72, 16, 8, 72]
 
 
 @pytest.mark.skipif(Path(liveupdate.DEVICE).exists(), reason="this kernel has the device")

@@ -15,10 +15,9 @@ import pytest
 
 from fdbox.address import default_socket
 from fdbox.errors import InvalidDescriptor, KernelError, UsageError
-from fdbox.kinds.base import look, never_blocks
+from fdbox.kinds.base import glance, look
 from fdbox.linux import (
     fdinfo,
-    ioctl,
     kcmp,
     kexec,
     liveupdate,
@@ -68,8 +67,8 @@ def test_what_is_not_open_is_said_so() -> None:
     with pytest.raises(InvalidDescriptor):
         look(CLOSED)
     with pytest.raises(InvalidDescriptor):
-        never_blocks(CLOSED)
-    for function in (memfd.get_seals, memfd.name_of, memfd.is_shmem, fdinfo.read):
+        glance(CLOSED)
+    for function in (memfd.get_seals, fdinfo.link_of, memfd.is_shmem, fdinfo.read):
         with pytest.raises(KernelError, match=str(CLOSED)):
             function(CLOSED)
     with pytest.raises(KernelError) as caught:
@@ -103,7 +102,7 @@ def test_memfds_that_cannot_be() -> None:
         assert memfd.accepts_seals(fd.fileno())
     with open_path("/proc/version", os.O_RDONLY) as file:
         assert not memfd.accepts_seals(file.fileno())
-        assert memfd.name_of(file.fileno()) == ""
+        assert memfd.name_in(fdinfo.link_of(file.fileno())) == ""
         with pytest.raises(KernelError, match="cannot find the holes"):
             memfd.data_extents(file.fileno())
 
@@ -178,24 +177,6 @@ def test_an_architecture_without_numbers_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(platform, "machine", lambda: "pdp11")
     with pytest.raises(KernelError, match="pdp11"):
         syscalls.syscall("kcmp", 1)
-
-
-@pytest.mark.parametrize("numbers", [(256, 0, 0), (0, -1, 0), (0, 0, 1 << 14)])
-def test_ioctl_numbers_that_cannot_be(numbers: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="no ioctl"):
-        ioctl.IOWR(*numbers)
-
-
-def test_ioctl_numbers_are_those_of_c() -> None:
-    assert ioctl.IO(0x54, 0x1) == 0x5401
-    assert ioctl.IOR(0x54, 0x30, 4) == 0x80045430  # TIOCGPTN
-    assert ioctl.IOW(0x54, 0x31, 4) == 0x40045431  # TIOCSPTLCK
-    reading, writing = os.pipe()
-    with OwnedFd(reading) as end, OwnedFd(writing) as other:
-        os.write(other.fileno(), b"abc")
-        queued = bytearray(4)
-        ioctl.ioctl(end.fileno(), 0x541B, queued)  # FIONREAD
-        assert int.from_bytes(queued, sys.byteorder) == 3
 
 
 def test_what_is_no_kernel_is_not_loaded() -> None:

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import array
 import asyncio
 import errno
 import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Coroutine
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -19,6 +17,9 @@ from fdbox.linux.fd import OwnedFd, close_all
 from fdbox.service.connection import Call, Connection, Handler, Reply
 from fdbox.service.server import Server
 from fdbox.varlink import interface, wire
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def take_first(call: Call) -> Reply:
@@ -320,10 +321,10 @@ async def ended(server: Server) -> None:
 def test_too_many_in_flight_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     real, refusals = scm.send_with_fds, iter([errno.ETOOMANYREFS] * 2)
 
-    def refuse(sock: socket.socket, data: bytes, fds: list[int], flags: int = 0) -> int:
-        if flags and (code := next(refusals, None)):
+    def refuse(sock: socket.socket, data: bytes, fds: list[int]) -> int:
+        if fds and (code := next(refusals, None)):
             raise OSError(code, "too many references")
-        return real(sock, data, fds, flags)
+        return real(sock, data, fds)
 
     monkeypatch.setattr(scm, "send_with_fds", refuse)
 
@@ -422,36 +423,5 @@ def test_listening(socket_path: Path) -> None:
             await third.listen(socket_path)
         await third.close()
         assert socket_path.read_text() == "precious"
-
-    asyncio.run(run())
-
-
-@pytest.mark.slow
-def test_1500_hostile_connections_leave_nothing(socket_path: Path) -> None:
-    async def run() -> None:
-        server = Server(HANDLERS, stall_seconds=5)
-        await server.listen(socket_path)
-        before = len(list(Path("/proc/self/fd").iterdir()))
-        fds = nulls(20)
-        rights = [
-            (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [f.fileno() for f in fds]))
-        ]
-        said = [b"x", PUT, PUT[:5], b"\0", SEAL, b"[" * 3000 + b"\0"]
-        for n in range(1500):
-            with socket.socket(socket.AF_UNIX) as sock:
-                await asyncio.to_thread(sock.connect, str(socket_path))
-                sock.sendmsg([said[n % len(said)]], rights)
-        close_all(fds)
-        probe = socket.socket(socket.AF_UNIX)
-        await asyncio.to_thread(probe.connect, str(socket_path))
-        peer = Peer(probe)
-        await peer.say(SEAL)
-        assert await peer.error() == "io.fdbox.BoxNotFound"
-        probe.close()
-        await ended(server)
-        while server._closing is not None:
-            await server._closing
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
-        await server.close()
 
     asyncio.run(run())

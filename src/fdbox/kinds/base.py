@@ -12,11 +12,10 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from fdbox.errors import FdboxError, InvalidDescriptor
-from fdbox.linux import memfd
+from fdbox.errors import FdboxError, InvalidDescriptor, KernelError
+from fdbox.linux import fdinfo, memfd
 from fdbox.linux.fd import OwnedFd, close_all
 
 if TYPE_CHECKING:
@@ -28,13 +27,12 @@ if TYPE_CHECKING:
 Loaded = OwnedFd | FdboxError
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(NamedTuple):
     """What is seen of a descriptor from outside; enough to recognise its kind."""
 
     fd: int
     status: os.stat_result
-    #: what /proc/self/fd/N points to: "/memfd:name (deleted)", "pipe:[123]", "anon_inode:[eventpoll]", a path
+    #: what /proc/self/fd/N points to (linux/fdinfo.py)
     link: str
     #: O_* of the open file description
     flags: int
@@ -45,32 +43,38 @@ class Look:
         return self.status.st_dev, self.status.st_ino
 
 
-def look(fd: int) -> Look:
-    """Return what can be seen of a borrowed descriptor.
+def glance(fd: int) -> Look | None:
+    """Return what can be seen of a borrowed descriptor, or None if `look` and `recognise` could block.
+
+    A file of FUSE can hang whoever looks at it. What has no path is the kernel's own, and so is what takes seals; the
+    name alone proves nothing, for a file can be called "memfd:".
 
     Raises:
         InvalidDescriptor: it is not open.
     """
+    link = _link(fd)
+    if link.startswith("/") and not memfd.accepts_seals(fd):
+        return None
+    return _look(fd, link)
+
+
+def look(fd: int) -> Look:
+    """Return what can be seen of a borrowed descriptor; errors as `glance`. It may block."""
+    return _look(fd, _link(fd))
+
+
+def _link(fd: int) -> str:
     try:
-        status = os.fstat(fd)
-        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-        link = str(Path(f"/proc/self/fd/{fd}").readlink())
+        return fdinfo.link_of(fd)
+    except KernelError as error:
+        raise InvalidDescriptor(error.message) from error
+
+
+def _look(fd: int, link: str) -> Look:
+    try:
+        return Look(fd, os.fstat(fd), link, fcntl.fcntl(fd, fcntl.F_GETFL))
     except OSError as error:
         raise InvalidDescriptor(f"descriptor {fd} cannot be read: {error.strerror}") from error
-    return Look(fd, status, link, flags)
-
-
-def never_blocks(fd: int) -> bool:
-    """Return whether `look` and `recognise` surely return at once, whoever made the descriptor.
-
-    A file of FUSE can hang whoever looks at it. What has no path is the kernel's own, and so is what takes seals; the
-    name alone proves nothing, for a file can be called "memfd:".
-    """
-    try:
-        link = str(Path(f"/proc/self/fd/{fd}").readlink())
-    except OSError as error:
-        raise InvalidDescriptor(f"descriptor {fd} cannot be read: {error.strerror}") from error
-    return not link.startswith("/") or memfd.accepts_seals(fd)
 
 
 @dataclass(frozen=True, slots=True)

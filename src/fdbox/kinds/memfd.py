@@ -89,15 +89,14 @@ class Memfd:
     def recognise(self, seen: Look) -> bool:
         """Return whether it is a memfd of ordinary pages."""
         return (
-            stat.S_ISREG(seen.status.st_mode)
+            seen.status.st_dev == memfd.device()
+            and stat.S_ISREG(seen.status.st_mode)
             and not seen.flags & os.O_PATH
-            and memfd.is_anonymous(seen.link)
-            and memfd.is_shmem(seen.fd)
         )
 
     def describe(self, seen: Look) -> Description:
         """Return its size, and the name that it was made with."""
-        return Description(self.name, seen.status.st_size, memfd.name_of(seen.fd))
+        return Description(self.name, seen.status.st_size, memfd.name_in(seen.link))
 
     def carriage(self, seen: Look, carrier: Carriage) -> Carriage:
         """Return what the machine has: every memfd can go."""

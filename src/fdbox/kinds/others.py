@@ -61,7 +61,7 @@ def _is_tmpfs_file(seen: Look) -> bool:
     return (
         stat.S_ISREG(seen.status.st_mode)
         and not _is_path(seen)
-        and not memfd.is_anonymous(seen.link)
+        and seen.status.st_dev != memfd.device()
         and memfd.is_shmem(seen.fd)
     )
 

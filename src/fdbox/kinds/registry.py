@@ -20,7 +20,10 @@ KINDS: tuple[Kind, ...] = (*CARRIED.values(), *OTHERS)
 
 def recognise(seen: Look) -> Kind:
     """Return the kind of a descriptor; `unknown` where none of ours says yes."""
-    return next((kind for kind in KINDS if kind.recognise(seen)), UNKNOWN)
+    for kind in KINDS:
+        if kind.recognise(seen):
+            return kind
+    return UNKNOWN
 
 
 def by_name(name: str) -> Uncarried:

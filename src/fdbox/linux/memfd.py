@@ -6,9 +6,9 @@ import ctypes
 import enum
 import errno
 import fcntl
+import functools
 import mmap
 import os
-from pathlib import Path
 
 from fdbox.errors import KernelError
 from fdbox.linux.fd import OwnedFd, open_path
@@ -121,28 +121,29 @@ def add_seals(fd: int, seals: Seals) -> None:
         raise _failed(f"cannot add {seals!r} to descriptor {fd}", error) from error
 
 
-def name_of(fd: int) -> str:
-    """Return the name the memfd was created with, or "" if it has none or is none.
+def name_in(link: str) -> str:
+    """Return the name in a memfd's /proc/self/fd link: what it was created with, or "" if it is none.
 
     A memfd that came through a live update has lost it ("/ (deleted)").
     """
-    try:
-        link = str(Path(f"/proc/self/fd/{fd}").readlink())
-    except OSError as error:
-        raise _failed(f"cannot read the name of descriptor {fd}", error) from error
     if not link.startswith("/memfd:"):
         return ""
     return link.removeprefix("/memfd:").removesuffix(" (deleted)")
 
 
-def is_anonymous(link: str) -> bool:
-    """Return whether a /proc/self/fd link is that of a memfd, also of one that came through a live update."""
-    return link.startswith("/memfd:") or link == "/ (deleted)"
+@functools.cache
+def device() -> int:
+    """Return the st_dev of every memfd of ordinary pages: they lie on a mount inside the kernel that nobody else sees."""
+    with create("fdbox-probe") as probe:
+        return os.fstat(probe.fileno()).st_dev
+
+
+_Statfs = ctypes.c_long * 32
 
 
 def _magic(fd: int) -> int:
     # struct statfs { __fsword_t f_type; ... }: at most 120 bytes, f_type a long on every architecture we know numbers of
-    buffer = (ctypes.c_long * 32)()
+    buffer = _Statfs()
     if libc.fstatfs(fd, ctypes.byref(buffer)) != 0:
         error = last_error()
         raise _failed(f"cannot tell the file system of descriptor {fd}", error) from error

@@ -17,7 +17,6 @@ import contextlib
 import errno
 import inspect
 import logging
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -30,6 +29,8 @@ from fdbox.varlink import wire
 from fdbox.varlink.dispatch import Dispatcher, Invocation, Refusal
 
 if TYPE_CHECKING:
+    import socket
+
     from fdbox.service.access import Peer
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -58,19 +59,32 @@ class Call:
         self.peer: Peer = peer
         self.more: bool = more
 
-    def take(self, index: int) -> OwnedFd:
-        """Return descriptor `index`, which the caller owns from now on.
+    def brought(self, indices: Sequence[int]) -> list[OwnedFd]:
+        """Return the descriptors of these numbers, borrowed; `take` each to own it.
 
         Raises:
-            InvalidDescriptor: none came at this index, or it was taken already.
+            InvalidDescriptor: none came under a number, or it is named twice.
         """
-        descriptor = self.descriptors[index] if 0 <= index < len(self.descriptors) else None
-        if descriptor is None:
+        came = self.descriptors
+        found = [came[index] if 0 <= index < len(came) else None for index in indices]
+        if None in found or len(set(indices)) != len(indices):
+            bad = next(i for n, i in enumerate(indices) if found[n] is None or i in indices[:n])
             raise InvalidDescriptor(
-                f"no descriptor number {index} came with the call, or it is named twice"
+                f"no descriptor number {bad} came with the call, or it is named twice"
             )
-        self.descriptors[index] = None
+        return [fd for fd in found if fd is not None]
+
+    def take(self, index: int) -> OwnedFd:
+        """Return descriptor `index`, which the caller owns from now on; errors as `brought`."""
+        (descriptor,) = self.take_all([index])
         return descriptor
+
+    def take_all(self, indices: Sequence[int]) -> list[OwnedFd]:
+        """Return the descriptors of these numbers, all or none, owned from now on; errors as `brought`."""
+        found = self.brought(indices)
+        for index in indices:
+            self.descriptors[index] = None
+        return found
 
 
 class Reply(msgspec.Struct):
@@ -298,9 +312,7 @@ class Connection:
     def _transmit(self, text: bytes, numbers: Sequence[int]) -> int:
         """Return how much the kernel took: nothing where there is no room, or too many descriptors are in flight."""
         try:
-            if not numbers:
-                return self._sock.send(text, socket.MSG_NOSIGNAL)
-            return scm.send_with_fds(self._sock, text, numbers, socket.MSG_NOSIGNAL)
+            return scm.send_with_fds(self._sock, text, numbers)
         except (OSError, KernelError) as error:
             if error.errno == errno.ETOOMANYREFS:
                 self._host.loop.remove_writer(self._fd)

@@ -14,7 +14,7 @@ from fdbox.service.live import Discard, LiveUpdate, Plan
 from fdbox.varlink import interface, wire
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Sequence
 
     from fdbox.handover.arrive import Loss
     from fdbox.linux.fd import OwnedFd
@@ -88,21 +88,27 @@ class Methods:
 
     # --- entries -----------------------------------------------------------------------------------------------------
 
-    async def put(self, call: Call) -> Reply:
+    def put(self, call: Call) -> Reply | Awaitable[Reply]:
         """Put."""
         request = _as(interface.Put, call)
         key = _key(call.peer, request)
         self._boxes.find(key)
-        taken: list[OwnedFd] = []
-        try:
-            taken += [call.take(entry.file_descriptor) for entry in request.entries]
-            fresh = await self._vault.examine(taken)
-            self._live.check_changes_allowed()
-            new = [(entry.name, held) for entry, held in zip(request.entries, fresh, strict=True)]
-            replaced = self._boxes.put(key, new, replace=bool(request.replace))
-        except BaseException:
-            self._discard(taken)
-            raise
+        brought = call.brought([entry.file_descriptor for entry in request.entries])
+        fresh = self._vault.glance(brought)
+        if fresh is None:
+            return self._put_slowly(call, key, brought)
+        return self._keep(call, key, fresh)
+
+    async def _put_slowly(self, call: Call, key: BoxKey, brought: list[OwnedFd]) -> Reply:
+        return self._keep(call, key, await self._vault.examine(brought))
+
+    def _keep(self, call: Call, key: BoxKey, fresh: Sequence[Held]) -> Reply:
+        """Store what was looked at. The descriptors stay the call's until nothing can fail any more."""
+        request = _as(interface.Put, call)
+        self._live.check_changes_allowed()
+        new = [(entry.name, held) for entry, held in zip(request.entries, fresh, strict=True)]
+        replaced = self._boxes.put(key, new, replace=bool(request.replace))
+        call.take_all([entry.file_descriptor for entry in request.entries])
         self._discard([held.fd for held in replaced])
         entries = [_entry(name, held.description, held.carriage) for name, held in new]
         return Reply(interface.EntriesReply(entries=entries))

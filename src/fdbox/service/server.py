@@ -41,6 +41,8 @@ log: logging.Logger = logging.getLogger(__name__)
 _BACKLOG = 128
 _ACCEPT_AT_ONCE = 32
 _ACCEPT_PAUSE_SECONDS = 1.0
+_DISCARD_SECONDS = 0.01
+_DISCARD_AT_ONCE = 512
 
 
 class _Hangups:
@@ -103,6 +105,7 @@ class Server:
         self._by_user: Counter[int] = Counter()
         self._doomed: list[OwnedFd] = []
         self._closing: asyncio.Future[None] | None = None
+        self._discard_timer: asyncio.TimerHandle | None = None
 
     @property
     def connections(self) -> int:
@@ -160,16 +163,32 @@ class Server:
         for connection in list(self._connections):
             connection.close()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._close_doomed()
         while self._closing is not None:
             await asyncio.wait([self._closing])
-            await asyncio.sleep(0)  # its callback takes the next batch in the next round
+            await asyncio.sleep(0)  # its callback runs in the next round
+            self._close_doomed()
         self._hangups.close()
 
     # --- for connections ---------------------------------------------------------------------------------------------
 
     def discard(self, descriptors: Sequence[OwnedFd | None]) -> None:
-        """Close descriptors off the event loop, for closing what somebody else opened can block."""
-        self._doomed.extend(fd for fd in descriptors if fd is not None)
+        """Close descriptors off the event loop, for closing what somebody else opened can block.
+
+        They are collected for some milliseconds, because waking a thread costs more than closing.
+        """
+        self._doomed.extend([fd for fd in descriptors if fd is not None])
+        if not self._doomed or self._closing is not None:
+            return
+        if len(self._doomed) >= _DISCARD_AT_ONCE:
+            self._close_doomed()
+        elif self._discard_timer is None:
+            self._discard_timer = self.loop.call_later(_DISCARD_SECONDS, self._close_doomed)
+
+    def _close_doomed(self) -> None:
+        if self._discard_timer is not None:
+            self._discard_timer.cancel()
+            self._discard_timer = None
         if self._doomed and self._closing is None:
             batch, self._doomed = self._doomed, []
             self._closing = self.loop.run_in_executor(None, close_all, batch)

@@ -7,7 +7,6 @@ at on the event loop, and what `put` has seen is remembered.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from fdbox.errors import FdboxError
 from fdbox.handover import arrive, seal
 from fdbox.kinds import registry
-from fdbox.kinds.base import look, never_blocks
+from fdbox.kinds.base import Look, glance, look
 from fdbox.linux.fd import OwnedFd, close_all
 from fdbox.model import BoxKey, BoxState, Carriage, Description
 from fdbox.service.boxes import Box, Boxes, Quota
@@ -62,21 +61,31 @@ class Vault:
 
     # --- what is in a box --------------------------------------------------------------------------------------------
 
-    async def examine(self, fds: Sequence[OwnedFd]) -> list[Held]:
-        """Return descriptors as they are kept; InvalidDescriptor if one cannot be read."""
+    def glance(self, fds: Sequence[OwnedFd]) -> list[Held] | None:
+        """Return descriptors as they are kept, or None if to look at one could block: then `examine` them.
+
+        Raises:
+            InvalidDescriptor: one cannot be read.
+        """
         has = self.carrier.carriage()
-        quick = [never_blocks(fd.fileno()) for fd in fds]
-        if all(quick):
-            return [_held(fd, has, quick=True) for fd in fds]
-        return await asyncio.to_thread(
-            lambda: [_held(fd, has, quick=one) for fd, one in zip(fds, quick, strict=True)]
-        )
+        held = []
+        for fd in fds:
+            seen = glance(fd.fileno())
+            if seen is None:
+                return None
+            held.append(_held(fd, seen, has, quick=True))
+        return held
+
+    async def examine(self, fds: Sequence[OwnedFd]) -> list[Held]:
+        """Return descriptors as they are kept, however long it takes to look at them; errors as `glance`."""
+        has = self.carrier.carriage()
+        return await asyncio.to_thread(lambda: [_examined(fd, has) for fd in fds])
 
     def describe(self, held: Held) -> tuple[Description, Carriage]:
         """Return what a descriptor is now, as far as that can be told without blocking."""
         if not held.quick:
             return held.description, held.carriage
-        fresh = _held(held.fd, self.carrier.carriage(), quick=True)
+        fresh = _held(held.fd, look(held.fd.fileno()), self.carrier.carriage(), quick=True)
         label = fresh.description.label or held.description.label
         return Description(fresh.description.kind, fresh.description.size, label), fresh.carriage
 
@@ -193,8 +202,8 @@ class Vault:
             log.info("%d entries arrived from the last kernel", self.arrived)
 
     def _readmit(self, entry: Arrived) -> Held:
-        held = _held(entry.fd, self.carrier.carriage(), quick=True)
-        held.description = dataclasses.replace(held.description, label=entry.label)
+        held = _held(entry.fd, look(entry.fd.fileno()), self.carrier.carriage(), quick=True)
+        held.description = held.description._replace(label=entry.label)
         return held
 
     async def close(self) -> None:
@@ -209,7 +218,11 @@ class Vault:
         self._worker.shutdown()
 
 
-def _held(fd: OwnedFd, has: Carriage, *, quick: bool) -> Held:
-    seen = look(fd.fileno())
+def _examined(fd: OwnedFd, has: Carriage) -> Held:
+    seen = glance(fd.fileno())
+    return _held(fd, seen or look(fd.fileno()), has, quick=seen is not None)
+
+
+def _held(fd: OwnedFd, seen: Look, has: Carriage, *, quick: bool) -> Held:
     kind = registry.recognise(seen)
     return Held(fd, kind.describe(seen), kind.carriage(seen, has), quick)

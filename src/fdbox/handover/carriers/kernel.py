@@ -10,6 +10,7 @@ import os
 import secrets
 import struct
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from fdbox.errors import KernelError, NoRoom
@@ -22,8 +23,11 @@ from fdbox.ports import ParcelRefused
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fdbox.ports import Clock
+
 _OUTCOME = struct.Struct("=iq")  # errno (0: all preserved), token
 _UNEXPECTED = -1
+_ASK_AGAIN_SECONDS = 1.0
 
 
 class KernelCarrier:
@@ -31,22 +35,31 @@ class KernelCarrier:
 
     name = "kernel"
 
-    def __init__(self, path: str = liveupdate.DEVICE) -> None:
+    def __init__(self, path: str = liveupdate.DEVICE, clock: Clock = time.monotonic) -> None:
         """Take the device's path; nothing is opened yet."""
         self._path = path
+        self._clock = clock
         self._works = False
+        self._fails_until = 0.0
+        self._answer = Carriage(None)
         self._lock = threading.Lock()  # this process must not be in its own way
 
     def carriage(self) -> Carriage:
-        """Return whether the running kernel carries memory: tried with a page of it, until it has worked once."""
-        if self._works:
-            return Carriage(self.name)
+        """Return whether the running kernel carries memory: tried with a page of it, until it has worked once.
+
+        A refusal (the device may be busy) holds for a second, for this is asked with every `put`.
+        """
+        if self._works or self._clock() < self._fails_until:
+            return self._answer
         try:
             self._probe()
         except KernelError as error:
-            return Carriage(None, error.message, error.remedy)
-        self._works = True
-        return Carriage(self.name)
+            self._answer = Carriage(None, error.message, error.remedy)
+            self._fails_until = self._clock() + _ASK_AGAIN_SECONDS
+        else:
+            self._answer = Carriage(self.name)
+            self._works = True
+        return self._answer
 
     def ship(self, name: str) -> _Shipment:
         """Begin a session; errors as `Device.open` and `Device.create_session`."""

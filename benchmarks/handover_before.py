@@ -1,0 +1,11 @@
+#!/usr/bin/env python3
+"""In the first kernel: preserve, in turns, and stay until the jump."""
+
+from __future__ import annotations
+
+from handover_sides import SIDES, note, runs, start
+
+for side, session, count, size in runs():
+    process = start([*SIDES[side], "preserve", session, str(count), str(size)])
+    assert process.stdout is not None
+    note(session, "preserve", int(process.stdout.readline()))
