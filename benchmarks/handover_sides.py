@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: name -> memfds, bytes of each
 WORK = {"10,000 memfds": (10_000, 4096), "1 GiB": (1, 1 << 30)}
+#: as in ioctls.c and carrier_process.py
+TIMES = 4
 ROUNDS = {"10,000 memfds": 3, "1 GiB": 2}
 SIDES = {
     "C": [os.environ["FDBOX_IOCTLS"]],

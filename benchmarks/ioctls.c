@@ -1,6 +1,7 @@
 /* The floor of a handover: the bare ioctls of /dev/liveupdate.
  *
- *     ioctls preserve SESSION COUNT BYTES    makes COUNT memfds, preserves them, prints nanoseconds, and stays
+ *     ioctls preserve SESSION COUNT BYTES    makes COUNT memfds and preserves them, again and again; prints the
+ *                                            nanoseconds of each time, and stays with the last
  *     ioctls retrieve SESSION COUNT          takes them out in the next kernel, and prints nanoseconds
  */
 #define _GNU_SOURCE
@@ -18,6 +19,7 @@
 /* include/uapi/linux/liveupdate.h, which no distribution has yet */
 struct session { uint32_t size; int32_t fd; uint8_t name[64]; };
 struct file { uint32_t size; int32_t fd; uint64_t token; };
+enum { TIMES = 4 };
 enum { CREATE = 0xBA00, RETRIEVE = 0xBA01, PRESERVE_FD = 0xBA40, RETRIEVE_FD = 0xBA41 };
 
 static void check(int result, const char *what) {
@@ -61,15 +63,18 @@ int main(int argc, char **argv) {
     int *fds = calloc(count, sizeof *fds);
     if (preserving)
         for (long i = 0; i < count; i++) fds[i] = filled(strtoull(argv[4], NULL, 0));
-    int session = open_session(preserving ? CREATE : RETRIEVE, argv[2]);
-    int64_t begin = now();
-    for (long i = 0; i < count; i++) {
-        struct file file = {.size = sizeof file, .fd = preserving ? fds[i] : -1, .token = i + 1};
-        check(ioctl(session, preserving ? PRESERVE_FD : RETRIEVE_FD, &file), argv[1]);
-        fds[i] = file.fd;
+    for (int times = preserving ? TIMES : 1; times; times--) {
+        int session = open_session(preserving ? CREATE : RETRIEVE, argv[2]);
+        int64_t begin = now();
+        for (long i = 0; i < count; i++) {
+            struct file file = {.size = sizeof file, .fd = preserving ? fds[i] : -1, .token = i + 1};
+            check(ioctl(session, preserving ? PRESERVE_FD : RETRIEVE_FD, &file), argv[1]);
+            fds[i] = file.fd;
+        }
+        printf("%lld\n", (long long)(now() - begin));
+        fflush(stdout);
+        if (times > 1) close(session);
     }
-    printf("%lld\n", (long long)(now() - begin));
-    fflush(stdout);
     if (preserving) pause();
     return 0;
 }

@@ -34,6 +34,7 @@ from fdbox.linux.liveupdate_errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
 
 __all__ = [
@@ -79,6 +80,8 @@ FD_TOKEN = struct.Struct("=IiQ")
 FINISH = struct.Struct("=II")
 #: liveupdate_session_get_name: __u32 reserved, __u8 name[64] (output)
 GET_NAME = struct.Struct("=II64s")
+
+_pack, _FD_TOKEN_SIZE = FD_TOKEN.pack, FD_TOKEN.size
 
 Errors = dict[int, type[KernelError]]
 
@@ -175,11 +178,24 @@ class Session:
             SessionWrongState: the session was retrieved, or the file cannot be carried as it is (EINVAL).
             KernelError: ENOMEM, ENOSPC, EFBIG, and what a handler fails with.
         """
-        try:
-            ioctl(self.fileno(), SESSION_PRESERVE_FD, _fd_token(fd, token))
-        except OSError as error:
-            what = f"cannot preserve descriptor {fd} as {token}"
-            raise _error(what, error, _PRESERVE) from error
+        for _ in self.preserve_each([(fd, token)]):
+            pass
+
+    def preserve_each(self, parcels: Iterable[tuple[int, int]]) -> Iterator[int]:
+        """Preserve (descriptor, token) pairs, and yield each token before its turn; errors as `preserve`.
+
+        Nothing is done here that ten thousand of them would not need.
+        """
+        session = self.fileno()
+        for fd, token in parcels:
+            yield token
+            try:
+                ioctl(session, SESSION_PRESERVE_FD, _pack(_FD_TOKEN_SIZE, fd, token))
+            except OSError as error:
+                what = f"cannot preserve descriptor {fd} as {token}"
+                raise _error(what, error, _PRESERVE) from error
+            except struct.error as error:
+                raise ValueError(f"{token} is not a 64-bit token") from error
 
     def retrieve(self, token: int) -> OwnedFd:
         """Return the file preserved under `token`; the second time a descriptor of the same open file.
@@ -189,9 +205,11 @@ class Session:
             KernelError: the handler failed; it will fail in the same way for ever.
         """
         try:
-            answer = ioctl(self.fileno(), SESSION_RETRIEVE_FD, _fd_token(-1, token))
+            answer = ioctl(self._fd.fileno(), SESSION_RETRIEVE_FD, _pack(_FD_TOKEN_SIZE, -1, token))
         except OSError as error:
             raise _error(f"cannot retrieve {token}", error, _RETRIEVE) from error
+        except struct.error as error:
+            raise ValueError(f"{token} is not a 64-bit token") from error
         return OwnedFd(FD_TOKEN.unpack(answer)[1])
 
     def finish(self) -> None:
@@ -223,13 +241,6 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _fd_token(fd: int, token: int) -> bytes:
-    try:
-        return FD_TOKEN.pack(FD_TOKEN.size, fd, token)
-    except struct.error as error:
-        raise ValueError(f"{token} is not a 64-bit token") from error
 
 
 class Device:

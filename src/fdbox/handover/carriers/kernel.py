@@ -123,8 +123,8 @@ class _Shipment:
         code, token = _UNEXPECTED, 0
         try:
             _volunteer()
-            for fd, token in parcels:
-                self.session.preserve(fd, token)
+            for token in self.session.preserve_each(parcels):  # noqa: B007 - the last one is told
+                pass
             code = 0
         except KernelError as error:
             code = error.errno or _UNEXPECTED
@@ -158,10 +158,8 @@ class _Delivery:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-
-    def take(self, token: int) -> OwnedFd:
-        """Return what was preserved under `token`; errors as `Session.retrieve`."""
-        return self._session.retrieve(token)
+        #: returns what was preserved under a token; errors as `Session.retrieve`
+        self.take = session.retrieve
 
     def finish(self) -> None:
         """Let the kernel go, and close the session."""
