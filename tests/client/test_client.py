@@ -159,6 +159,7 @@ def test_a_closed_descriptor(store: Store, socket_path: Path) -> None:
         box = client.box("b")
         with pytest.raises(errors.InvalidDescriptor):
             box.put("m", 999_999)
+        assert box.list() == [], "the connection is as good as before"
 
 
 def test_memory_is_created_then_recovered(store: Store, socket_path: Path) -> None:

@@ -452,3 +452,30 @@ def test_boxes_arrive_and_losses_are_told(socket_path: Path) -> None:
         client.box("cache").seal()
     second.stop()
     carrier.close()
+
+
+def test_the_asynchronous_client_does_all_of_it(
+    daemon: Daemon, memory: OwnedFd, image: int
+) -> None:
+    async def run() -> None:
+        async with await fdbox.aio.connect(daemon.socket) as client:
+            box = await client.box("cache")
+            await box.put("m", memory)
+            assert [(one.name, one.kind) for one in await box.list()] == [("m", "memfd")]
+            assert (await box.seal()).state == "sealed"
+            with pytest.raises(fdbox.BoxSealed):
+                await box.remove("m")
+            assert (await box.unseal()).state == "open"
+            assert [one.name for one in await client.boxes()] == ["cache"]
+            assert (await client.status()).entries == 1
+            with pytest.raises(fdbox.NoUpdate):
+                await client.abort_update()
+            steps = [step async for step in client.update(image, None, "quiet", dry_run=True)]
+            assert steps[-1].phase == "checked"
+            await client.existing_box("cache").delete()
+            with pytest.raises(fdbox.BoxNotFound):
+                await box.list()
+            with pytest.raises(fdbox.InvalidDescriptor):
+                await (await client.box("cache")).put("closed", 987_654)
+
+    asyncio.run(run())

@@ -87,6 +87,8 @@ class Channel:
         self._sock.close()
 
     async def _exchange(self, request: Request[R] | None) -> wire.Message[OwnedFd]:
+        if self._sock.fileno() < 0:
+            raise calls.closed(self.path)
         try:
             if request is not None:
                 await self._send(memoryview(request.encode()), request.descriptors)

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 import msgspec
 
 from fdbox import errors
-from fdbox.errors import INTERFACE, InvalidParameter, MethodNotFound, ProtocolError, UsageError
+from fdbox.errors import (
+    INTERFACE,
+    ConnectionLost,
+    InvalidParameter,
+    MethodNotFound,
+    ProtocolError,
+    UsageError,
+)
 from fdbox.linux.fd import OwnedFd, close_all
 from fdbox.varlink import interface, wire
 
@@ -225,13 +232,21 @@ def ready(subscriber: str) -> Request[interface.Nothing]:
     return Request("Ready", interface.Ready(subscriber=subscriber), interface.Nothing)
 
 
+def closed(path: object) -> ConnectionLost:
+    """Return the error of a call on a connection that is closed, by its user or because it was lost."""
+    return ConnectionLost(f"the connection to {path} is closed")
+
+
 def lost(error: BaseException, path: object, close: Callable[[], None]) -> BaseException:
-    """Close a connection in whose middle `error` happened, and return what to raise."""
-    close()
-    if isinstance(error, OSError | ValueError) and getattr(error, "errno", None) != errno.EBADF:
-        return errors.ConnectionLost(f"the connection to {path} is lost: {error}")
-    if isinstance(error, OSError):
+    """Return what to raise for `error` in the middle of a call, and close the connection: it is of no use any more.
+
+    It stays open when the descriptor to send was closed: the kernel says so before a byte is sent.
+    """
+    if isinstance(error, OSError) and error.errno == errno.EBADF:
         return errors.InvalidDescriptor("a descriptor to send is closed")
+    close()
+    if isinstance(error, OSError | ValueError):
+        return ConnectionLost(f"the connection to {path} is lost: {error}")
     return error
 
 

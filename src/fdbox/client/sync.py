@@ -64,6 +64,8 @@ class Channel:
         self._sock.close()
 
     def _send(self, request: Request[R]) -> None:
+        if self._sock.fileno() < 0:
+            raise calls.closed(self.path)
         try:
             text = memoryview(request.encode())
             sent = scm.send_with_fds(self._sock, text, request.descriptors)

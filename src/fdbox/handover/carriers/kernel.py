@@ -158,8 +158,10 @@ class _Delivery:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        #: returns what was preserved under a token; errors as `Session.retrieve`
-        self.take = session.retrieve
+
+    def take(self, token: int) -> OwnedFd:
+        """Return what was preserved under `token`; errors as `Session.retrieve`."""
+        return self._session.retrieve(token)
 
     def finish(self) -> None:
         """Let the kernel go, and close the session."""
