@@ -135,9 +135,8 @@ def test_two_descriptions_of_one_memory_send_it_once(bench: Bench) -> None:
         os.write(first.fileno(), b"no")
 
 
+@pytest.mark.root
 def test_another_owner_is_restored(bench: Bench) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root gives files away")
     fd = bench.memory(2 * MIB, {0: b"x"})
     os.fchown(fd.fileno(), 1234, 4321)
     (loaded,) = bench.load(KIND.save([bench.file(fd)], bench.freight))
