@@ -31,6 +31,12 @@ def test_an_abort_leaves_everything_as_it_was() -> None:
     assert outcome.good, str(outcome)
 
 
+def test_every_refusal_of_the_device_has_its_name() -> None:
+    outcome = Machine().boot(SCRIPTS / "refusals.py")
+    print(outcome)
+    assert outcome.good, str(outcome)
+
+
 def test_a_script_that_fails_is_not_a_lost_machine() -> None:
     outcome = Machine().boot(SCRIPTS / "failing.sh")
     assert [step.status for step in outcome.steps] == [7]
