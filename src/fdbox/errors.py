@@ -248,6 +248,14 @@ class InvalidParameter(FdboxError):
     remedy = "`varlinkctl introspect` shows what the method takes"
 
 
+class KeeperGone(FdboxError):
+    """Raised when the process that makes descriptors outlive the daemon has ended."""
+
+    exit_status = 35
+    wire_name = f"{INTERFACE}.KeeperGone"
+    remedy = "what is held is safe while `fdbox serve` runs: restart it when its clients can put everything in again"
+
+
 def _subclasses(cls: type[FdboxError]) -> list[type[FdboxError]]:
     return [cls, *(found for child in cls.__subclasses__() for found in _subclasses(child))]
 

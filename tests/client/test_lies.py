@@ -27,6 +27,7 @@ class Liar:
 
     def __init__(self, path: Path) -> None:
         self.answer, self.descriptors, self.hang_up, self.ended = b"", 0, False, False
+        self.hang_up_once = False
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(path))
         self.listener.listen()
@@ -47,6 +48,10 @@ class Liar:
             while connection.recv(1 << 16):
                 if self.answer:
                     scm.send_with_fds(connection, self.answer, [0] * self.descriptors)
+                if self.hang_up_once:
+                    self.answer = b'{"parameters":{"entries":[]}}\0'
+                    self.hang_up = self.hang_up_once = False
+                    break
                 if self.hang_up:
                     break
 
@@ -145,13 +150,37 @@ def test_a_daemon_that_goes_away_is_lost(
         get_both(socket_path, asynchronous=asynchronous)
 
 
-def test_a_connection_that_was_lost_stays_so(liar: Liar, socket_path: Path) -> None:
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_lost_connection_is_made_anew(
+    liar: Liar, socket_path: Path, *, asynchronous: bool
+) -> None:
+    """What changes nothing is asked again at once; what does is left to the caller, on a new connection."""
+
+    async def run() -> None:
+        async with await fdbox.aio.connect(socket_path) as client:
+            box = client.existing_box("b")
+            for _ in range(2):
+                with pytest.raises(errors.ConnectionLost, match="list"):
+                    await box.put("n", 0)
+            liar.hang_up_once = True
+            assert await box.list() == []
+        with pytest.raises(errors.ConnectionLost):
+            await box.list()
+
     liar.hang_up = True
+    liar.answer = b'{"parameters":{"entries":['  # half an answer
+    if asynchronous:
+        asyncio.run(run())
+        return
     with fdbox.connect(socket_path) as client:
-        with pytest.raises(errors.ConnectionLost, match="is lost"):
-            client.status()
-        with pytest.raises(errors.ConnectionLost, match="is closed"):
-            client.existing_box("b").put("n", 0)
+        box = client.existing_box("b")
+        for _ in range(2):
+            with pytest.raises(errors.ConnectionLost, match="list"):
+                box.put("n", 0)
+        liar.hang_up_once = True
+        assert box.list() == []
+    with pytest.raises(errors.ConnectionLost):
+        box.list()
 
 
 def test_a_subscription_that_is_refused_keeps_nothing(liar: Liar, socket_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import fdbox
 from fdbox.linux import kcmp, memfd
+from tests.processes import service_of
 
 if TYPE_CHECKING:
     import subprocess
@@ -63,11 +64,16 @@ def daemon_config(socket_path: Path) -> Path:
     return path
 
 
-def held_by(pid: int) -> dict[str, str]:
+def held_by(keeper: int) -> dict[str, str]:
+    """Return the descriptors of the service, and of the keeper that has started it."""
+    return {**held_by_one(service_of(keeper)), **held_by_one(keeper)}
+
+
+def held_by_one(pid: int) -> dict[str, str]:
     found = {}
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed while we look
-            found[fd.name] = str(fd.readlink())
+            found[f"{pid}/{fd.name}"] = str(fd.readlink())
     return found
 
 

@@ -64,6 +64,11 @@ class Channel:
             raise
         return cls(path, sock)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, by its user or because it was lost."""
+        return self._sock.fileno() < 0
+
     async def call(self, request: Request[R]) -> Answer[R]:
         """Return the answer to a call, or raise the error that it is."""
         async with self._lock:
@@ -87,8 +92,6 @@ class Channel:
         self._sock.close()
 
     async def _exchange(self, request: Request[R] | None) -> wire.Message[OwnedFd]:
-        if self._sock.fileno() < 0:
-            raise calls.closed(self.path)
         try:
             if request is not None:
                 await self._send(memoryview(request.encode()), request.descriptors)
@@ -96,7 +99,7 @@ class Channel:
             while message is None:
                 message = self._decoder.feed(*await self._chunk())
         except BaseException as error:
-            raise calls.lost(error, self.path, self.close) from error
+            raise calls.lost(error, self.path, self.close, is_closed=self.closed) from error
         return message
 
     async def _send(self, text: memoryview, descriptors: tuple[int, ...]) -> None:
@@ -227,15 +230,28 @@ class Subscription:
 
 
 class Client:
-    """A connection to the daemon; an asynchronous context manager."""
+    """A connection to the daemon, made anew when it is lost; an asynchronous context manager."""
 
     def __init__(self, channel: Channel) -> None:
         """Only `connect` does this."""
         self._channel = channel
+        self._connecting = asyncio.Lock()
+        self._closed = False
 
     async def call(self, request: Request[R]) -> Answer[R]:
-        """Return the answer to a call, or raise the error that it is."""
-        return await self._channel.call(request)
+        """Return the answer to a call, or raise the error that it is; a lost connection as in `fdbox.Client.call`."""
+        try:
+            return await (await self._connected()).call(request)
+        except ConnectionLost:
+            if self._closed or not calls.repeatable(request):
+                raise
+        return await (await self._connected()).call(request)
+
+    async def _connected(self) -> Channel:
+        async with self._connecting:
+            if self._channel.closed and not self._closed:
+                self._channel = await Channel.open(self._channel.path)
+            return self._channel
 
     async def box(self, name: str, owner: int | None = None, *, exclusive: bool = False) -> Box:
         """Return the box, created if it is not there (always created with `exclusive`, else BoxExists)."""
@@ -291,6 +307,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connection."""
+        self._closed = True
         self._channel.close()
 
     async def __aenter__(self) -> Self:

@@ -49,6 +49,15 @@ class Request(msgspec.Struct, Generic[R], frozen=True):
         return wire.encode_call(f"{INTERFACE}.{self.method}", self.parameters, more=self.more)
 
 
+#: What can be asked once more when nobody knows whether it was done: it changes nothing, or nothing the second time.
+_REPEATABLE = ("Get", "ListEntries", "ListBoxes", "Status")
+
+
+def repeatable(request: Request[R]) -> bool:
+    """Return whether a call that got no answer may simply be made again."""
+    return request.method in _REPEATABLE
+
+
 class Answer(msgspec.Struct, Generic[R]):
     """A reply: its parameters, the descriptors that came with it, and whether more replies follow."""
 
@@ -232,21 +241,21 @@ def ready(subscriber: str) -> Request[interface.Nothing]:
     return Request("Ready", interface.Ready(subscriber=subscriber), interface.Nothing)
 
 
-def closed(path: object) -> ConnectionLost:
-    """Return the error of a call on a connection that is closed, by its user or because it was lost."""
-    return ConnectionLost(f"the connection to {path} is closed")
-
-
-def lost(error: BaseException, path: object, close: Callable[[], None]) -> BaseException:
+def lost(
+    error: BaseException, path: object, close: Callable[[], None], *, is_closed: bool
+) -> BaseException:
     """Return what to raise for `error` in the middle of a call, and close the connection: it is of no use any more.
 
     It stays open when the descriptor to send was closed: the kernel says so before a byte is sent.
     """
-    if isinstance(error, OSError) and error.errno == errno.EBADF:
+    if isinstance(error, OSError) and error.errno == errno.EBADF and not is_closed:
         return errors.InvalidDescriptor("a descriptor to send is closed")
     close()
     if isinstance(error, OSError | ValueError):
-        return ConnectionLost(f"the connection to {path} is lost: {error}")
+        return ConnectionLost(
+            f"the connection to {path} is lost: {error}",
+            remedy="call again: it connects anew; `list` shows whether the call was done",
+        )
     return error
 
 

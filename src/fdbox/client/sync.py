@@ -40,6 +40,11 @@ class Channel:
             self._sock.close()
             raise ConnectionLost(f"no daemon at {path}: {error.strerror or error}") from error
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, by its user or because it was lost."""
+        return self._sock.fileno() < 0
+
     def call(self, request: Request[R]) -> Answer[R]:
         """Return the answer to a call, or raise the error that it is."""
         with self._lock:
@@ -64,8 +69,6 @@ class Channel:
         self._sock.close()
 
     def _send(self, request: Request[R]) -> None:
-        if self._sock.fileno() < 0:
-            raise calls.closed(self.path)
         try:
             text = memoryview(request.encode())
             sent = scm.send_with_fds(self._sock, text, request.descriptors)
@@ -94,7 +97,7 @@ class Channel:
 
     def _lost(self, error: BaseException) -> BaseException:
         """Return what to raise: what was read so far is of no use, so the connection is closed."""
-        return calls.lost(error, self.path, self.close)
+        return calls.lost(error, self.path, self.close, is_closed=self.closed)
 
 
 class Subscription:
@@ -138,16 +141,33 @@ class Subscription:
 
 
 class Client:
-    """A connection to the daemon; a context manager."""
+    """A connection to the daemon, made anew when it is lost; a context manager."""
 
     def __init__(self, path: Path) -> None:
         """Connect to the daemon's socket."""
         self.path = path
         self._channel = Channel(path)
+        self._connecting = threading.Lock()
+        self._closed = False
 
     def call(self, request: Request[R]) -> Answer[R]:
-        """Return the answer to a call, or raise the error that it is."""
-        return self._channel.call(request)
+        """Return the answer to a call, or raise the error that it is.
+
+        A call that changes nothing is made again when its connection is lost (the daemon is restarted, say). Another
+        one raises ConnectionLost: nobody knows whether it was done.
+        """
+        try:
+            return self._connected().call(request)
+        except ConnectionLost:
+            if self._closed or not calls.repeatable(request):
+                raise
+        return self._connected().call(request)
+
+    def _connected(self) -> Channel:
+        with self._connecting:
+            if self._channel.closed and not self._closed:
+                self._channel = Channel(self.path)
+            return self._channel
 
     def box(self, name: str, owner: int | None = None, *, exclusive: bool = False) -> Box:
         """Return the box, created if it is not there (always created with `exclusive`, else BoxExists)."""
@@ -196,6 +216,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connection."""
+        self._closed = True
         self._channel.close()
 
     def __enter__(self) -> Self:

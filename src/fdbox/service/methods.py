@@ -71,14 +71,14 @@ class Methods:
             self._boxes.find(key)
         except BoxNotFound:
             self._live.check_changes_allowed()
-        box, created = self._boxes.create(key, exclusive=bool(request.exclusive))
+        box, created = self._vault.create(key, exclusive=bool(request.exclusive))
         return Reply(interface.CreateBoxReply(box=_box(box), created=created))
 
     def delete_box(self, call: Call) -> Reply:
         """DeleteBox."""
         key = _key(call.peer, _as(interface.BoxRequest, call))
         self._live.check_changes_allowed()
-        self._discard([held.fd for held in self._boxes.delete(key)])
+        self._discard(self._vault.delete(key))
         return Reply(interface.Nothing())
 
     def list_boxes(self, call: Call) -> Reply:
@@ -95,21 +95,31 @@ class Methods:
         self._boxes.find(key)
         brought = call.brought([entry.file_descriptor for entry in request.entries])
         fresh = self._vault.glance(brought)
-        if fresh is None:
-            return self._put_slowly(call, key, brought)
+        if fresh is None or self._vault.keep is not None:
+            return self._put_slowly(call, key, fresh, brought)
         return self._keep(call, key, fresh)
 
-    async def _put_slowly(self, call: Call, key: BoxKey, brought: list[OwnedFd]) -> Reply:
-        return self._keep(call, key, await self._vault.examine(brought))
+    async def _put_slowly(
+        self, call: Call, key: BoxKey, fresh: list[Held] | None, brought: list[OwnedFd]
+    ) -> Reply:
+        """Look at what could block; have the keeper hold what would die with us."""
+        if fresh is None:
+            fresh = await self._vault.examine(brought)
+        await self._vault.hold(fresh)
+        try:
+            return self._keep(call, key, fresh)
+        except BaseException:
+            self._vault.forget(fresh)
+            raise
 
     def _keep(self, call: Call, key: BoxKey, fresh: Sequence[Held]) -> Reply:
         """Store what was looked at. The descriptors stay the call's until nothing can fail any more."""
         request = _as(interface.Put, call)
         self._live.check_changes_allowed()
         new = [(entry.name, held) for entry, held in zip(request.entries, fresh, strict=True)]
-        replaced = self._boxes.put(key, new, replace=bool(request.replace))
+        released = self._vault.put(key, new, replace=bool(request.replace))
         call.take_all([entry.file_descriptor for entry in request.entries])
-        self._discard([held.fd for held in replaced])
+        self._discard(released)
         entries = [_entry(name, held.description, held.carriage) for name, held in new]
         return Reply(interface.EntriesReply(entries=entries))
 
@@ -133,7 +143,7 @@ class Methods:
         request = _as(interface.NamesRequest, call)
         key = _key(call.peer, request)
         self._live.check_changes_allowed()
-        self._discard([held.fd for held in self._boxes.remove(key, request.names)])
+        self._discard(self._vault.remove(key, request.names))
         return Reply(interface.Nothing())
 
     def list_entries(self, call: Call) -> Reply:

@@ -112,13 +112,20 @@ class Server:
         """How many connections are open."""
         return len(self._connections)
 
-    async def listen(self, path: Path, mode: int = 0o666) -> None:
+    async def listen(self, path: Path, mode: int = 0o666, inherited: OwnedFd | None = None) -> None:
         """Listen at `path`; whoever may connect is decided by its mode, what they may do by their uid.
+
+        A socket that was `inherited` listens there already, and clients may be waiting.
 
         Raises:
             UsageError: a daemon answers there already.
             ConfigurationError: no socket can be made there.
         """
+        if inherited is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._paths.append((path, path.stat().st_ino))  # noqa: ASYNC240 - nothing that blocks
+            self.serve_socket(socket.socket(fileno=inherited.detach()))
+            return
         try:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             sock = await asyncio.to_thread(_bind, path, mode)
@@ -148,13 +155,21 @@ class Server:
         self._by_user[peer.uid] += 1
         self._connections.add(Connection(sock, peer, self))
 
-    async def close(self) -> None:
-        """Stop listening, end every connection, and return when no handler runs and nothing is left to close."""
+    @property
+    def listener(self) -> socket.socket:
+        """The socket that `listen` made or took over."""
+        return self._listeners[0]
+
+    async def close(self, *, again: bool = False) -> None:
+        """Stop listening, end every connection, and return when no handler runs and nothing is left to close.
+
+        `again`: another process goes on with the listening socket, so that its path stays.
+        """
         for sock in self._listeners:
             self.loop.remove_reader(sock.fileno())
             sock.close()
         self._listeners.clear()
-        for path, inode in self._paths:
+        for path, inode in () if again else self._paths:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_ino == inode:
                     path.unlink()

@@ -7,6 +7,7 @@ at on the event loop, and what `put` has seen is remembered.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,13 +20,15 @@ from fdbox.kinds.base import Look, glance, look
 from fdbox.linux.fd import OwnedFd, close_all
 from fdbox.model import BoxKey, BoxState, Carriage, Description
 from fdbox.service.boxes import Box, Boxes, Quota
+from fdbox.service.journal import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from fdbox.handover.arrive import Arrived
     from fdbox.handover.seal import SealedBox
     from fdbox.ports import Carrier, Delivery, Kernel, Shipment
+    from fdbox.service.keep import Keep
 
 T = TypeVar("T")
 
@@ -34,12 +37,13 @@ log: logging.Logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Held:
-    """A descriptor in a box. `quick` says that looking at it never blocks; `label` outlives the kernel's own."""
+    """A descriptor in a box. `quick` says that looking at it never blocks; `key` is what the keeper has it under."""
 
     fd: OwnedFd
     description: Description
     carriage: Carriage
     quick: bool
+    key: str = ""
 
 
 class Vault:
@@ -50,6 +54,8 @@ class Vault:
         self.boxes: Boxes[Held] = Boxes(quota)
         self.carrier = carrier
         self.kernel = kernel
+        #: None: nothing outlives this process
+        self.keep: Keep | None = None
         self.arrived: int = 0
         self.losses: list[arrive.Loss] = []
         self._sealed: dict[BoxKey, SealedBox] = {}
@@ -96,6 +102,56 @@ class Vault:
                 description, carriage = self.describe(held)
                 if carriage.carrier is None:
                     raise seal.cannot_carry(box.key, name, description.kind, carriage)
+
+    # --- changes -----------------------------------------------------------------------------------------------------
+
+    async def hold(self, fresh: Sequence[Held]) -> None:
+        """Make descriptors outlive this process; errors as `Keep.hold`. `forget` takes it back."""
+        if self.keep is not None:
+            for held, key in zip(
+                fresh, await self.keep.hold([held.fd for held in fresh]), strict=True
+            ):
+                held.key = key
+
+    def forget(self, released: Sequence[Held]) -> list[OwnedFd]:
+        """Let the keeper go of what is in no box any more; return the descriptors, to be closed."""
+        if self.keep is not None:
+            self.keep.let_go([held.key for held in released])
+        return [held.fd for held in released]
+
+    def create(self, key: BoxKey, *, exclusive: bool) -> tuple[Box[Held], bool]:
+        """As `Boxes.create`, and NoRoom."""
+        with self._written(Record(key.owner, key.name)):
+            return self.boxes.create(key, exclusive=exclusive)
+
+    def delete(self, key: BoxKey) -> list[OwnedFd]:
+        """As `Boxes.delete`, and NoRoom."""
+        with self._written(Record(key.owner, key.name, deleted=True)):
+            released = self.boxes.delete(key)
+        return self.forget(released)
+
+    def put(self, key: BoxKey, new: Sequence[tuple[str, Held]], *, replace: bool) -> list[OwnedFd]:
+        """As `Boxes.put`, and NoRoom."""
+        noted = {name: (held.key, held.description.label) for name, held in new}
+        with self._written(Record(key.owner, key.name, put=noted)):
+            released = self.boxes.put(key, new, replace=replace)
+        return self.forget(released)
+
+    def remove(self, key: BoxKey, names: Sequence[str]) -> list[OwnedFd]:
+        """As `Boxes.remove`, and NoRoom."""
+        with self._written(Record(key.owner, key.name, removed=list(names))):
+            released = self.boxes.remove(key, names)
+        return self.forget(released)
+
+    @contextlib.contextmanager
+    def _written(self, record: Record) -> Iterator[None]:
+        """Write a change down if it is made; without room for that it is not made."""
+        if self.keep is None:
+            yield
+            return
+        self.keep.prepare(record)
+        yield
+        self.keep.write(record)
 
     # --- sealing -----------------------------------------------------------------------------------------------------
 
@@ -182,6 +238,31 @@ class Vault:
         return await asyncio.shield(future)
 
     # --- the last kernel, and the end --------------------------------------------------------------------------------
+
+    def take_over(self, keep: Keep) -> None:
+        """Take in what the process before this one held; for the daemon's start, before anybody connects."""
+        self.keep = keep
+        for key, entries in keep.contents.items():
+            found = {}
+            for name, (kept, label) in entries.items():
+                fd = keep.take(kept)
+                if fd is None:
+                    self.losses.append(arrive.Loss(key, name, "the keeper does not have it"))
+                    continue
+                held = found[name] = _examined(fd, self.carrier.carriage())
+                held.key = kept
+                held.description = held.description._replace(label=label)
+            self.boxes.adopt(key, found)
+
+    async def make_safe(self) -> None:
+        """Make what the last incarnation sent outlive this process, too."""
+        if self.keep is None:
+            return
+        for box in self.boxes:
+            fresh = [(name, held) for name, held in box.entries.items() if not held.key]
+            await self.hold([held for _, held in fresh])
+            noted = {name: (held.key, held.description.label) for name, held in fresh}
+            self.keep.write(Record(box.key.owner, box.key.name, put=noted))
 
     def receive(self) -> None:
         """Take in what the last incarnation sent; for the daemon's start, before anybody connects."""

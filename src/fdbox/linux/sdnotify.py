@@ -1,0 +1,111 @@
+"""The service manager's protocol: sd_notify(3) with descriptors, and sd_listen_fds(3).
+
+A datagram has one assignment a line (FDSTORE=1, FDNAME=..., BARRIER=1) and descriptors beside it. Who is started with
+LISTEN_FDS=n has descriptors 3 to 2+n, named by LISTEN_FDNAMES, if LISTEN_PID is its own pid.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from fdbox.linux import scm
+from fdbox.linux.fd import OwnedFd, close_all
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping, Sequence
+
+FIRST = 3  # SD_LISTEN_FDS_START
+MAX_NAME = 255
+_MAX_MESSAGE = 4096  # what systemd reads of one (NOTIFY_BUFFER_MAX)
+_CREDENTIALS = struct.Struct("=iII")
+_ROOM = socket.CMSG_SPACE(scm.MAX_FDS * 4) + socket.CMSG_SPACE(_CREDENTIALS.size)
+
+
+class Message(NamedTuple):
+    """One datagram: its assignments, its descriptors, and the process that sent it (as the kernel says)."""
+
+    fields: dict[str, str]
+    descriptors: list[OwnedFd]
+    sender: int
+
+
+def listen() -> socket.socket:
+    """Return a socket for NOTIFY_SOCKET, at an abstract address that the kernel chooses; `address` tells it."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    sock.bind("")
+    return sock
+
+
+def address(sock: socket.socket) -> str:
+    """Return what NOTIFY_SOCKET has to be for a socket that `listen` made."""
+    name: bytes = sock.getsockname()
+    return "@" + name[1:].decode("ascii")
+
+
+def connect(notify_socket: str) -> socket.socket:
+    """Return a socket that sends to NOTIFY_SOCKET and does not block; OSError if nobody is there."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.connect("\0" + notify_socket[1:] if notify_socket.startswith("@") else notify_socket)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def send(sock: socket.socket, fields: Mapping[str, str], fds: Sequence[int] = ()) -> None:
+    """Send one datagram, whole or not at all; OSError as `scm.send_with_fds` (BlockingIOError: its queue is full)."""
+    text = "\n".join(f"{key}={value}" for key, value in fields.items())
+    scm.send_with_fds(sock, text.encode(), fds)
+
+
+def receive(sock: socket.socket) -> Message:
+    """Return the next datagram; OSError (BlockingIOError: there is none).
+
+    A datagram that was cut, or that is no text, comes without assignments, and its descriptors are closed.
+    """
+    data, control, flags, _ = sock.recvmsg(_MAX_MESSAGE, _ROOM, socket.MSG_CMSG_CLOEXEC)
+    descriptors: list[OwnedFd] = []
+    sender = 0
+    for level, kind, content in control:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            whole = len(content) // 4
+            descriptors += [OwnedFd(n) for n in struct.unpack(f"={whole}i", content[: whole * 4])]
+        elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+            sender = _CREDENTIALS.unpack(content[: _CREDENTIALS.size])[0]
+    try:
+        text = "" if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) else data.decode()
+    except UnicodeDecodeError:
+        text = ""
+    fields = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    if not fields:
+        close_all(descriptors)
+        descriptors = []
+    return Message(fields, descriptors, sender)
+
+
+def take_inherited(environment: MutableMapping[str, str]) -> list[tuple[str, OwnedFd]]:
+    """Return the (name, descriptor) pairs that this process was started with, close-on-exec and owned from now on.
+
+    The variables are removed, so that nobody takes them twice.
+    """
+    pid = environment.pop("LISTEN_PID", "")
+    count = environment.pop("LISTEN_FDS", "")
+    names = environment.pop("LISTEN_FDNAMES", "").split(":")
+    if pid != str(os.getpid()) or not count.isdigit():
+        return []
+    found = []
+    for index in range(int(count)):
+        os.set_inheritable(FIRST + index, False)  # noqa: FBT003 - takes no keyword
+        name = names[index] if index < len(names) else "unknown"
+        found.append((name, OwnedFd(FIRST + index)))
+    return found
+
+
+def inheritance(names: Sequence[str]) -> dict[str, str]:
+    """Return the environment that tells a program of descriptors `FIRST`, ... under these names; it adds LISTEN_PID."""
+    return {"LISTEN_FDS": str(len(names)), "LISTEN_FDNAMES": ":".join(names)}

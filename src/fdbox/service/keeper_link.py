@@ -1,0 +1,117 @@
+"""The line to the keeper: datagrams in order, as fast as its queue takes them, and barriers that say when it has them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from collections import deque
+from typing import TYPE_CHECKING
+
+from fdbox.errors import KeeperGone
+from fdbox.linux import sdnotify
+from fdbox.linux.fd import OwnedFd
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+log: logging.Logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 0.01
+
+
+class KeeperLink:
+    """A connection to NOTIFY_SOCKET; our parent is at its other end. Make it inside a running event loop."""
+
+    def __init__(self, notify_socket: str) -> None:
+        """Connect; OSError if nobody is there."""
+        self._sock = sdnotify.connect(notify_socket)
+        self._parent = os.getppid()
+        self._outbox: deque[tuple[Mapping[str, str], Sequence[int]]] = deque()
+        self._sending: asyncio.Task[None] | None = None
+        self._lost = False
+
+    def tell(self, fields: Mapping[str, str], fds: Sequence[int] = ()) -> None:
+        """Send a message after all that were told before. Its descriptors are borrowed until a barrier after it."""
+        self._outbox.append((fields, fds))
+        if self._sending is None:
+            self._sending = asyncio.get_running_loop().create_task(self._send_all())
+
+    async def barrier(self) -> None:
+        """Return when the keeper has done everything that it was told.
+
+        Raises:
+            KeeperGone: it is no more.
+        """
+        reading, writing = (OwnedFd(end) for end in os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
+        with reading:
+            with writing:
+                self.tell({"BARRIER": "1"}, [writing.fileno()])
+                if self._sending is not None:
+                    await asyncio.shield(self._sending)
+            await _closed(reading.fileno())
+        # If it died, what was on its way was closed with it, and looks like an answer.
+        if self._lost or os.getppid() != self._parent:
+            raise KeeperGone("the keeper is gone, and nothing new can be made safe")
+
+    async def close(self) -> None:
+        """Send what is left, and hang up."""
+        if self._sending is not None:
+            await asyncio.gather(self._sending, return_exceptions=True)
+        self._sock.close()
+
+    async def _send_all(self) -> None:
+        try:
+            while self._outbox:
+                await self._send(*self._outbox[0])
+                self._outbox.popleft()
+        except OSError as error:
+            self._lost = True
+            log.error("the keeper cannot be told anything any more: %s", error)  # noqa: TRY400
+        finally:
+            self._outbox.clear()
+            self._sending = None
+
+    async def _send(self, fields: Mapping[str, str], fds: Sequence[int]) -> None:
+        while True:
+            try:
+                sdnotify.send(self._sock, fields, fds)
+            except BlockingIOError:
+                await _writable(self._sock.fileno())
+            except OSError as error:
+                if error.errno == errno.EBADF:  # whoever sent it was cancelled, and takes it back
+                    return
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+                await asyncio.sleep(
+                    _RETRY_SECONDS
+                )  # too many descriptors on their way for this user
+            else:
+                return
+
+
+async def _closed(fd: int) -> None:
+    """Return when every other end of a pipe is closed."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(fd, _settle, done)
+    try:
+        await done
+    finally:
+        loop.remove_reader(fd)
+
+
+async def _writable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(fd, _settle, done)
+    try:
+        await done
+    finally:
+        loop.remove_writer(fd)
+
+
+def _settle(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
