@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import fdbox
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -40,11 +42,11 @@ class Serving:
         os.kill(before, signal.SIGKILL)
         self._until(lambda: service_of(self._keeper.pid) not in (0, before))
 
-    def reload(self) -> None:
-        """Have the service replaced, and return when it was."""
-        before = service_of(self._keeper.pid)
-        self._keeper.send_signal(signal.SIGHUP)
-        self._until(lambda: service_of(self._keeper.pid) not in (0, before))
+    def reexec(self) -> None:
+        """Have the code on disk take over from the service and the keeper, and return when the service answers again."""
+        with fdbox.connect(self.socket) as client:
+            assert client.reexec() == fdbox.__version__
+            client.status()
 
     def held(self) -> list[str]:
         """Return what the keeper's descriptors point to."""

@@ -23,6 +23,7 @@ from fdbox.errors import (
     InvalidDescriptor,
     InvalidName,
     InvalidParameter,
+    JournalUnreadable,
     KeeperGone,
     KernelError,
     ManifestInvalid,
@@ -36,6 +37,7 @@ from fdbox.errors import (
     SizeMismatch,
     UpdateAborted,
     UpdateInProgress,
+    UpgradeRefused,
     UsageError,
 )
 from fdbox.linux.fd import OwnedFd
@@ -63,6 +65,7 @@ __all__ = [
     "InvalidDescriptor",
     "InvalidName",
     "InvalidParameter",
+    "JournalUnreadable",
     "KeeperGone",
     "KernelError",
     "ManifestInvalid",
@@ -78,6 +81,7 @@ __all__ = [
     "SizeMismatch",
     "UpdateAborted",
     "UpdateInProgress",
+    "UpgradeRefused",
     "UsageError",
     "__version__",
     "aio",

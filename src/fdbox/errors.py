@@ -256,6 +256,22 @@ class KeeperGone(FdboxError):
     remedy = "what is held is safe while `fdbox serve` runs: restart it when its clients can put everything in again"
 
 
+class JournalUnreadable(FdboxError):
+    """Raised at the daemon's start when the note of what is held was written by a newer fdbox, or is damaged."""
+
+    exit_status = 36
+    wire_name = f"{INTERFACE}.JournalUnreadable"
+    remedy = "install the fdbox that wrote it again; the keeper goes on to hold everything, and starts it"
+
+
+class UpgradeRefused(FdboxError):
+    """Raised when the code now on disk does not start, so that the running daemon is not replaced by it."""
+
+    exit_status = 37
+    wire_name = f"{INTERFACE}.UpgradeRefused"
+    remedy = "repair the installation; the daemon that runs goes on"
+
+
 def _subclasses(cls: type[FdboxError]) -> list[type[FdboxError]]:
     return [cls, *(found for child in cls.__subclasses__() for found in _subclasses(child))]
 

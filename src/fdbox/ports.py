@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from fdbox.errors import KernelError
 
 if TYPE_CHECKING:
+    from fdbox.linux.fd import OwnedFd
     from fdbox.model import Carriage
 
 #: Monotonic seconds, as `time.monotonic`.
 Clock = Callable[[], float]
+
+#: Called with the name of each step after which this process may die, or may lose its keeper. Tests inject one that
+#: lets that happen.
+Reached = Callable[[str], None]
+
+
+def go_on(step: str) -> None:
+    """Let nothing happen."""
+
 
 DescriptorT_co = TypeVar("DescriptorT_co", covariant=True)
 
@@ -63,8 +73,11 @@ class Shipment(Protocol):
 class Delivery(Protocol[DescriptorT_co]):
     """What came from the last incarnation under one name."""
 
+    def fileno(self) -> int:
+        """Return the descriptor that it hangs on, borrowed: while one is open somewhere, nothing of it is lost."""
+
     def take(self, token: int) -> DescriptorT_co:
-        """Return the descriptor that was preserved under `token`."""
+        """Return the descriptor that was preserved under `token`; the second time, one of the same open file."""
 
     def finish(self) -> None:
         """Tell the carrier that all has been taken; what was not is freed."""
@@ -83,3 +96,6 @@ class Carrier(Protocol[DescriptorT_co]):
 
     def receive(self, name: str) -> Delivery[DescriptorT_co] | None:
         """Return what came under `name`, or None when nothing did."""
+
+    def resume(self, name: str, fd: OwnedFd) -> Delivery[DescriptorT_co]:
+        """Return a delivery that was received under `name` by a process that is no more; own its descriptor."""

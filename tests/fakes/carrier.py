@@ -126,6 +126,10 @@ class FakeDelivery:
         self.name = name
         self.files = files
         self._carrier = carrier
+        self._session = OwnedFd(os.eventfd(0))
+
+    def fileno(self) -> int:
+        return self._session.fileno()
 
     def take(self, token: int) -> OwnedFd:
         """Return a descriptor; the second time, of the same open file."""
@@ -139,7 +143,7 @@ class FakeDelivery:
 
     def release(self) -> None:
         files, self.files = self.files, {}
-        close_all(files.values())
+        close_all([*files.values(), self._session])
 
 
 @dataclass
@@ -191,6 +195,10 @@ class FakeCarrier:
         if delivery is not None:
             self.received.append(delivery)
         return delivery
+
+    def resume(self, name: str, fd: OwnedFd) -> FakeDelivery:
+        fd.close()
+        return next(delivery for delivery in self.received if delivery.name == name)
 
     def cross(self, kernel: FakeKernel) -> None:
         """Cross to the next incarnation: what is outgoing comes in, and what was not retrieved is lost."""

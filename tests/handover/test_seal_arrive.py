@@ -20,8 +20,37 @@ from fdbox.model import BoxKey, Description
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from fdbox.ports import Carrier, Delivery
+
 BOX = BoxKey(1000, "cache")
 MIB = 1 << 20
+
+
+@dataclass
+class Arrival:
+    """Everything that came."""
+
+    boxes: dict[BoxKey, dict[str, arrive.Arrived]] = field(default_factory=dict)
+    losses: list[arrive.Loss] = field(default_factory=list)
+    #: sessions that were not finished
+    kept: dict[str, Delivery[OwnedFd]] = field(default_factory=dict)
+
+
+def receive(carrier: Carrier[OwnedFd], running: str) -> Arrival:
+    """Do all that arrives, in one go."""
+    arrival = Arrival()
+    for step in arrive.arrive(carrier, running, arrive.Past()):
+        match step:
+            case arrive.Received():
+                arrival.kept[step.session] = step.delivery
+            case arrive.BoxCame():
+                arrival.boxes[step.box] = step.entries
+                arrival.losses += step.losses
+            case arrive.Finished():
+                del arrival.kept[step.session]
+            case arrive.Loss():
+                arrival.losses.append(step)
+    return arrival
 
 
 @dataclass
@@ -42,14 +71,14 @@ class World:
     def seal(self) -> seal.SealedBox:
         return seal.seal(BOX, self.entries, self.carrier, self.kernel)
 
-    def cross(self) -> arrive.Arrival:
+    def cross(self) -> Arrival:
         sealed = self.seal()
         index = seal.write_index([sealed], self.carrier, self.kernel)
         assert index is not None
         self.carrier.cross(self.kernel)
         sealed.freight.close()
         sealed.manifest.close()
-        return arrive.arrive(self.carrier, self.kernel.incarnation())
+        return receive(self.carrier, self.kernel.incarnation())
 
     def close(self) -> None:
         close_all(self.owned)
@@ -79,7 +108,7 @@ def seen(fd: int) -> tuple[object, ...]:
     return status.st_mode, owner, content, memfd.get_seals(fd), flags, position
 
 
-def close_arrival(arrival: arrive.Arrival) -> None:
+def close_arrival(arrival: Arrival) -> None:
     close_all(entry.fd for box in arrival.boxes.values() for entry in box.values())
 
 
@@ -233,7 +262,7 @@ def test_nothing_is_loaded_where_it_was_saved(world: World) -> None:
         world.carrier.cross(world.kernel)
         with pytest.raises(SameIncarnation):
             arrive.load_box(world.carrier.incoming[sealed.shipment.name], boot)
-        arrival = arrive.arrive(world.carrier, boot)
+        arrival = receive(world.carrier, boot)
     assert not arrival.boxes
     assert "the kernel that runs now" in arrival.losses[0].reason
     sealed.thaw()
@@ -254,7 +283,7 @@ class seal_index:  # noqa: N801 - reads as a function
 def test_no_index_means_that_nothing_came() -> None:
     carrier, kernel = FakeCarrier(), FakeKernel()
     assert seal.write_index([], carrier, kernel) is None
-    assert arrive.arrive(carrier, kernel.incarnation()) == arrive.Arrival()
+    assert receive(carrier, kernel.incarnation()) == Arrival()
 
 
 def damage(fd: int, at: int) -> None:
@@ -281,7 +310,7 @@ def test_a_flipped_bit_anywhere_in_the_manifest_loses_that_box_by_name(world: Wo
             manifest.fetch(stored)
         damage(stored, at)
     damage(stored, 60)
-    arrival = arrive.arrive(carrier, world.kernel.incarnation())
+    arrival = receive(carrier, world.kernel.incarnation())
     assert [(loss.box, loss.entry) for loss in arrival.losses] == [(BOX, "")]
     assert len(arrival.kept) == 1, "its memory must not be freed"
 
@@ -290,7 +319,7 @@ def test_a_damaged_index_is_reported_and_kept(world: World) -> None:
     world.put("m", memory("m", b"abc"))
     _, carrier = jumped(world)
     damage(carrier.incoming[manifest.INDEX_SESSION].files[0].fileno(), 60)
-    arrival = arrive.arrive(carrier, world.kernel.incarnation())
+    arrival = receive(carrier, world.kernel.incarnation())
     assert arrival.losses[0].box is None
     assert len(arrival.kept) == 1
 
@@ -299,7 +328,7 @@ def test_a_box_that_did_not_come_is_named(world: World) -> None:
     world.put("m", memory("m", b"abc"))
     sealed, carrier = jumped(world)
     carrier.incoming.pop(sealed.shipment.name).release()
-    arrival = arrive.arrive(carrier, world.kernel.incarnation())
+    arrival = receive(carrier, world.kernel.incarnation())
     assert arrival.losses[0].box == BOX
     assert "did not come" in arrival.losses[0].reason
 
@@ -309,7 +338,7 @@ def test_a_lost_entry_takes_no_other_down(world: World) -> None:
         world.put(name, memory(name, name.encode()))
     sealed, carrier = jumped(world)
     carrier.incoming[sealed.shipment.name].files.pop(2).close()
-    arrival = arrive.arrive(carrier, world.kernel.incarnation())
+    arrival = receive(carrier, world.kernel.incarnation())
     assert [(loss.box, loss.entry) for loss in arrival.losses] == [(BOX, "b")]
     assert list(arrival.boxes[BOX]) == ["a", "c"]
     close_arrival(arrival)
@@ -320,7 +349,7 @@ def test_a_damaged_component_loses_its_entries_by_name(world: World) -> None:
         world.put(name, memory(name, name.encode()))
     sealed, carrier = jumped(world)
     damage(carrier.incoming[sealed.shipment.name].files[3].fileno(), 50)
-    arrival = arrive.arrive(carrier, world.kernel.incarnation())
+    arrival = receive(carrier, world.kernel.incarnation())
     assert [loss.entry for loss in arrival.losses] == ["a", "b"]
     assert arrival.boxes[BOX] == {}
 

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import os
+import select
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
-from fdbox.keeper.store import Store
-from fdbox.linux import kcmp, sdnotify
-from fdbox.linux.fd import OwnedFd
+from fdbox.keeper.store import Store, obey
+from fdbox.linux import kcmp, memfd, sdnotify
+from fdbox.linux.fd import OwnedFd, dup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +23,7 @@ def store() -> Iterator[Store]:
 
 
 def message(count: int = 0, **fields: str) -> sdnotify.Message:
-    return sdnotify.Message(fields, [OwnedFd(os.dup(0)) for _ in range(count)], os.getpid())
+    return sdnotify.Message(fields, [memfd.create("m") for _ in range(count)], os.getpid())
 
 
 def names(store: Store) -> list[str]:
@@ -29,39 +31,61 @@ def names(store: Store) -> list[str]:
 
 
 def test_what_is_stored_is_held_until_it_is_removed(store: Store) -> None:
-    store.take(message(1, FDSTORE="1", FDNAME="a"))
-    store.take(message(1, FDSTORE="1"))
-    store.take(message(1, FDSTORE="1", FDNAME="a"))
+    first = message(1, FDSTORE="1", FDNAME="a")
+    obey(first, store)
+    obey(message(1, FDSTORE="1"), store)
+    obey(message(1, FDSTORE="1", FDNAME="a"), store)
     assert names(store) == ["a", "a", "stored"]
-    assert kcmp.same_file(store.contents()[0][1].fileno(), 0)
-    store.take(message(FDSTOREREMOVE="1", FDNAME="a"))
-    store.take(message(FDSTOREREMOVE="1", FDNAME="unknown"))
+    assert kcmp.same_file(store.contents()[0][1].fileno(), first.descriptors[0].fileno())
+    obey(message(FDSTOREREMOVE="1", FDNAME="a"), store)
+    obey(message(FDSTOREREMOVE="1", FDNAME="unknown"), store)
+    obey(message(FDSTOREREMOVE="1"), store)
+    assert names(store) == ["stored"]
+
+
+@pytest.mark.parametrize("name", ["a:b", "x" * 256, "", "ä", "a\tb"])
+def test_what_cannot_be_a_name_is_stored_without_one(store: Store, name: str) -> None:
+    obey(message(1, FDSTORE="1", FDNAME=name), store)
     assert names(store) == ["stored"]
 
 
 @pytest.mark.parametrize(
-    ("count", "fields"),
-    [
-        (4, {"FDSTORE": "1", "FDNAME": "too many"}),
-        (1, {"FDSTORE": "1", "FDNAME": "a:b"}),
-        (1, {"FDSTORE": "1", "FDNAME": "x" * 256}),
-        (1, {"FDSTORE": "1", "FDNAME": ""}),
-        (1, {"FDSTORE": "0", "FDNAME": "a"}),
-        (1, {"BARRIER": "1"}),
-        (2, {"READY": "1"}),
-    ],
+    "fields", [{"FDSTORE": "0", "FDNAME": "a"}, {"BARRIER": "1"}, {"READY": "1"}]
 )
-def test_what_is_not_kept_is_closed(store: Store, count: int, fields: dict[str, str]) -> None:
-    given = message(count, **fields)
-    store.take(given)
+def test_what_is_not_to_be_kept_is_closed(store: Store, fields: dict[str, str]) -> None:
+    given = message(2, **fields)
+    obey(given, store)
     assert names(store) == []
     assert all(fd.closed for fd in given.descriptors)
 
 
-def test_room_comes_back(store: Store) -> None:
-    store.take(message(3, FDSTORE="1", FDNAME="full"))
-    store.take(message(1, FDSTORE="1", FDNAME="more"))
+def test_room_ends_and_comes_back(store: Store) -> None:
+    obey(message(5, FDSTORE="1", FDNAME="full"), store)
+    obey(message(1, FDSTORE="1", FDNAME="more"), store)
     assert names(store) == ["full"] * 3
-    store.take(message(FDSTOREREMOVE="1", FDNAME="full"))
-    store.take(message(1, FDSTORE="1", FDNAME="more"))
+    obey(message(FDSTOREREMOVE="1", FDNAME="full"), store)
+    obey(message(1, FDSTORE="1", FDNAME="more"), store)
     assert names(store) == ["more"]
+
+
+def test_an_open_file_is_held_once(store: Store) -> None:
+    given = message(1, FDSTORE="1", FDNAME="a")
+    again = dup(given.descriptors[0].fileno())
+    obey(given, store)
+    obey(sdnotify.Message({"FDSTORE": "1", "FDNAME": "b"}, [again], 0), store)
+    assert names(store) == ["a"]
+    assert again.closed
+
+
+@pytest.mark.parametrize("poll", ["1", "0"])
+def test_a_hang_up_ends_a_stay_unless_it_is_not_polled(store: Store, poll: str) -> None:
+    ours, theirs = socket.socketpair()
+    given = [OwnedFd(ours.detach()), memfd.create("never hangs up")]
+    obey(sdnotify.Message({"FDSTORE": "1", "FDPOLL": poll}, given, 0), store)
+    assert store.drop_hung_up() == []
+    theirs.close()
+    readable = bool(select.select([store], [], [], 0)[0])
+    dropped = store.drop_hung_up()
+    assert readable == bool(dropped) == (poll == "1")
+    assert len(names(store)) == 2 - len(dropped)
+    assert all(name == "stored" and fd.closed for name, fd in dropped)

@@ -1,33 +1,54 @@
 from __future__ import annotations
 
+import copy
 import os
+import struct
+import zlib
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fdbox.errors import JournalUnreadable
+from fdbox.linux import memfd
 from fdbox.linux.fd import dup
 from fdbox.model import BoxKey
-from fdbox.service.journal import Journal, Record
+from fdbox.service.journal import Arrived, Box, Change, Contents, Journal, Lost, NextKernel, Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CHANGES = [
-    Record(0, "a"),
-    Record(1, "a", put={"x": ("e-1", "läbel"), "y": ("e-2", "")}),
-    Record(0, "a", put={"x": ("e-3", "")}),
-    Record(1, "a", removed=["x"], put={"y": ("e-4", "again")}),
-    Record(0, "a", deleted=True),
-    Record(0, "b", removed=["what is not there"]),
+CHANGES: list[Record] = [
+    Change(0, "a"),
+    Change(1, "a", put={"x": ("e-1", "läbel"), "y": ("e-2", "")}),
+    Change(0, "a", put={"x": ("e-3", "")}),
+    Change(1, "a", removed=["x"], put={"y": ("e-4", "again")}),
+    Change(0, "a", deleted=True),
+    Change(0, "b", removed=["what is not there"], sealed=True),
+    NextKernel(loaded=True),
+    Change(5, "came", put={"z": ("e-5", "")}, session="fdbox-1"),
+    Lost(5, "came", "gone", "why"),
+    Arrived(everything=True),
+    Change(1, "a", sealed=True),
+    Change(1, "a", sealed=False),
 ]
-AFTER = {BoxKey(1, "a"): {"y": ("e-4", "again")}, BoxKey(0, "b"): {}}
+AFTER = Contents(
+    boxes={
+        BoxKey(1, "a"): Box({"y": ("e-4", "again")}),
+        BoxKey(0, "b"): Box(sealed=True),
+        BoxKey(5, "came"): Box({"z": ("e-5", "")}),
+    },
+    arrived={"fdbox-1": 1},
+    everything_came=True,
+    lost=[Lost(5, "came", "gone", "why")],
+    next_kernel=True,
+)
 
 
 @pytest.fixture
 def journal() -> Iterator[Journal]:
-    made = Journal.new({})
+    made = Journal.new(Contents())
     yield made
     made.close()
 
@@ -42,8 +63,8 @@ def test_the_next_process_reads_what_this_one_wrote(journal: Journal) -> None:
     assert journal.contents == AFTER
     again = read_again(journal)
     assert again.contents == AFTER
-    again.write(Record(7, "more"))
-    assert BoxKey(7, "more") in read_once(journal)
+    again.write(Change(7, "more"))
+    assert BoxKey(7, "more") in read_once(journal).boxes
     again.close()
     fresh = Journal.new(AFTER)
     assert fresh.contents == AFTER
@@ -51,7 +72,7 @@ def test_the_next_process_reads_what_this_one_wrote(journal: Journal) -> None:
     fresh.close()
 
 
-def read_once(journal: Journal) -> dict[BoxKey, dict[str, tuple[str, str]]]:
+def read_once(journal: Journal) -> Contents:
     again = read_again(journal)
     again.close()
     return again.contents
@@ -59,13 +80,13 @@ def read_once(journal: Journal) -> dict[BoxKey, dict[str, tuple[str, str]]]:
 
 @given(st.data())
 def test_a_torn_record_never_happened(data: st.DataObject) -> None:
-    journal = Journal.new({})
+    journal = Journal.new(Contents())
     try:
-        states: list[dict[BoxKey, dict[str, tuple[str, str]]]] = [{}]
-        ends = [0]
+        states = [Contents(), Contents()]
+        ends = [0, journal._end]
         for change in CHANGES:
             journal.write(change)
-            states.append({key: dict(box) for key, box in journal.contents.items()})
+            states.append(copy.deepcopy(journal.contents))
             ends.append(journal._end)
         cut = data.draw(st.integers(0, ends[-1] - 1))
         torn = bytearray(os.pread(journal.fileno(), ends[-1], 0))
@@ -78,3 +99,22 @@ def test_a_torn_record_never_happened(data: st.DataObject) -> None:
         assert found in states[whole : whole + 2], "the last byte may have been right by chance"
     finally:
         journal.close()
+
+
+@pytest.mark.parametrize(
+    "first", [b'{"type":"format","version":2}', b'{"type":"box","owner":0,"box":"a"}', b"[]"]
+)
+def test_what_a_newer_fdbox_wrote_is_refused_and_left(first: bytes) -> None:
+    with memfd.create("journal") as fd:
+        os.write(fd.fileno(), struct.pack("<II", len(first), zlib.crc32(first)) + first)
+        with pytest.raises(JournalUnreadable, match=r"newer|version|sense"):
+            Journal(dup(fd.fileno()))
+        assert os.fstat(fd.fileno()).st_size == 8 + len(first)
+
+
+def test_fields_that_a_newer_one_added_are_passed_over() -> None:
+    journal = Journal.new(Contents())
+    raw = b'{"type":"box","owner":0,"box":"a","later":1}'
+    os.pwrite(journal.fileno(), struct.pack("<II", len(raw), zlib.crc32(raw)) + raw, journal._end)
+    assert read_once(journal).boxes == {BoxKey(0, "a"): Box()}
+    journal.close()

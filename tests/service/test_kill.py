@@ -85,7 +85,7 @@ class KilledMachine(RuleBasedStateMachine):
     def end_service(self, which: int) -> None:
         """Sometimes: what is between two ends of the service is what matters."""
         if which == 0:
-            self.serving.reload()
+            self.serving.reexec()
         elif which <= 3:
             self.serving.kill_service()
 

@@ -1,10 +1,14 @@
-"""What runs in the machine, in each of its kernels: the same program, which does what is next in the job."""
+"""What runs in the machine, in each of its kernels: the same program, which does what is next in the job.
+
+If the job names an init, this program first becomes that, and is then run by it as a service.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import json
 import os
+import shutil
 import subprocess
 import time
 import traceback
@@ -16,7 +20,9 @@ FDBOX_TIMEOUT = 60.0
 
 
 def record(name: str, status: int, output: str) -> None:
-    """Write a step's result, whole or not at all."""
+    """Write a step's result, whole or not at all, and what the init's daemon has said so far."""
+    for log in Path("/run").glob("daemon-*.log"):
+        shutil.copy(log, SHARE)
     fresh = SHARE / f"{name}.new"
     fresh.write_text(json.dumps({"status": status, "output": output}))
     fresh.rename(SHARE / f"{name}.json")
@@ -57,16 +63,20 @@ class Guest:
         return done.returncode == 0
 
     def serve(self, when: str) -> None:
-        """Start the daemon, and wait until it answers."""
-        with (SHARE / f"daemon-{when}.log").open("wb") as log:
-            daemon = subprocess.Popen(
-                ["fdbox", "serve"], env=self.environment, stdout=log, stderr=log
-            )
+        """Start the daemon, unless the init does, and wait until it answers."""
+        daemon = None if self.job["init"] else self.start_daemon(when)
         end = time.monotonic() + FDBOX_TIMEOUT
         while not Path("/run/fdbox/io.fdbox").exists():
-            if daemon.poll() is not None or time.monotonic() > end:
+            if (daemon and daemon.poll() is not None) or time.monotonic() > end:
                 raise TimeoutError("the daemon did not start")
             time.sleep(0.05)
+
+    def start_daemon(self, when: str) -> subprocess.Popen[bytes]:
+        """Return the daemon as a child of this process."""
+        with (SHARE / f"daemon-{when}.log").open("wb") as log:
+            return subprocess.Popen(
+                ["fdbox", "serve"], env=self.environment, stdout=log, stderr=log
+            )
 
     def first_kernel(self) -> None:
         """Run what comes before the jump, and jump."""
@@ -80,7 +90,8 @@ class Guest:
         (SHARE / "jumped").touch()
         os.sync()
         images = ["--kernel", str(SHARE / "next-kernel"), "--initrd", str(SHARE / "next-initrd")]
-        self.step("update", ["fdbox", "update", *images, "--append", self.job["command_line"]])
+        jump = [self.job["jump"]] if self.job["jump"] else ["fdbox", "update"]
+        self.step("update", [*jump, *images, "--append", self.job["command_line"]])
 
     def next_kernel(self) -> None:
         """Run what comes after it."""
@@ -99,7 +110,10 @@ def main() -> None:
     """Do what is next, and end the machine whatever happens."""
     jumped = (SHARE / "jumped").exists()
     try:
-        guest = Guest(json.loads((SHARE / "job.json").read_text()))
+        job = json.loads((SHARE / "job.json").read_text())
+        if job["init"] and os.getpid() == 1:
+            os.execv(job["init"][0], job["init"])
+        guest = Guest(job)
         os.environ.update(guest.environment)
         if jumped:
             guest.next_kernel()

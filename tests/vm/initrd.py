@@ -1,4 +1,7 @@
-"""The initrd: busybox and one script, which puts the host's root under an overlay and runs guest.py in it."""
+"""The initrd: busybox and one script, which puts the host's root under an overlay and runs guest.py in it.
+
+Folders that the machine exports as `layer0`, `layer1`, ... are laid over that root, the first one on top.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,14 @@ export PATH=/bin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,ro,cache=loose hostroot /lower
 mount -t tmpfs -o size=50% tmpfs /rw; mkdir /rw/upper /rw/work
-mount -t overlay -o lowerdir=/lower,upperdir=/rw/upper,workdir=/rw/work overlay /root
+lower=
+for layer in @LAYERS@; do
+    mkdir /$layer; mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,ro,cache=loose $layer /$layer
+    lower=$lower/$layer:
+done
+mount -t overlay -o lowerdir=$lower/lower,upperdir=/rw/upper,workdir=/rw/work overlay /root
 cd /root
+rm -f .dockerenv # the host may be a container; this is none, and systemd asks
 mount -t proc proc proc; mount -t sysfs sys sys; mount -t devtmpfs dev dev; mount -t debugfs debug sys/kernel/debug
 mkdir -p dev/pts dev/shm run tmp; mount -t devpts devpts dev/pts; mount -t tmpfs shm dev/shm
 mount -t tmpfs run run; mkdir run/vm; mkdir sys/fs/cgroup 2>/dev/null
@@ -28,7 +37,7 @@ exec chroot /root @PYTHON@ @GUEST@ </dev/null >/dev/console 2>&1
 """
 
 
-def build(into: Path, python: Path, guest: Path) -> Path:
+def build(into: Path, python: Path, guest: Path, layers: int = 0) -> Path:
     """Return an initrd in `into` that runs `guest` with `python`, both as the host names them."""
     debian.ensure_programs(TOOLS)
     tree = into / "initrd"
@@ -37,7 +46,8 @@ def build(into: Path, python: Path, guest: Path) -> Path:
     (tree / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
     (tree / "bin/busybox").chmod(0o755)
     init = tree / "init"
-    init.write_text(_INIT.replace("@PYTHON@", str(python)).replace("@GUEST@", str(guest)))
+    script = _INIT.replace("@LAYERS@", " ".join(f"layer{number}" for number in range(layers)))
+    init.write_text(script.replace("@PYTHON@", str(python)).replace("@GUEST@", str(guest)))
     init.chmod(0o755)
     image = into / "initrd.img"
     command = "find . | cpio --quiet -o -H newc | gzip -1"

@@ -19,9 +19,10 @@ from tests.vm import debian, initrd
 from tests.vm.kernel import ensure_kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 PROJECT = Path(__file__).resolve().parents[2]
+GUEST = Path(__file__).with_name("guest.py")
 TOOLS = {"qemu-system-x86_64": "qemu-system-x86"}
 COMMAND_LINE = "console=ttyS0 quiet kho=on liveupdate=on panic=-1"
 
@@ -69,13 +70,18 @@ class Machine:
     next_kernel: Path | None = None
     append: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    #: folders laid over the root; and the init in there, which starts the daemon, and guest.py as a service
+    layers: Sequence[Path] = ()
+    init: Sequence[str] = ()
+    #: a script that jumps; by default `fdbox update` does
+    jump: Path | None = None
 
     def boot(self, script: Path) -> Outcome:
         """Run one script as root; VmLost if the machine did not get that far."""
         return self._run({"boot": str(script.resolve())}, ["boot"])
 
     def cross(self, before: Path, after: Path) -> Outcome:
-        """Run `before`, replace the kernel with `fdbox update`, and run `after` in the next one; VmLost likewise."""
+        """Run `before`, replace the kernel, and run `after` in the next one; VmLost likewise."""
         job = {"before": str(before.resolve()), "after": str(after.resolve())}
         return self._run(job, ["before", "update", "after"])
 
@@ -86,7 +92,7 @@ class Machine:
             share.mkdir()
             kernel = self.kernel or ensure_kernel()
             python = Path(sys.executable).absolute()
-            image = initrd.build(Path(folder), python, Path(__file__).with_name("guest.py"))
+            image = initrd.build(Path(folder), python, GUEST, len(self.layers))
             shutil.copy(self.next_kernel or kernel, share / "next-kernel")
             shutil.copy(image, share / "next-initrd")
             command_line = f"{COMMAND_LINE} {self.append}".strip()
@@ -96,6 +102,8 @@ class Machine:
                 "environment": dict(self.environment),
                 "project": str(PROJECT),
                 "bin": str(python.parent),
+                "init": list(self.init),
+                "jump": str(self.jump or ""),
             }
             (share / "job.json").write_text(json.dumps(job))
             console = Path(folder) / "console"
@@ -118,6 +126,9 @@ class Machine:
         ]
         command += ["-virtfs", f"local,path=/,mount_tag=hostroot,readonly=on,{shared}"]
         command += ["-virtfs", f"local,path={share},mount_tag=share,{shared}"]
+        for number, layer in enumerate(self.layers):
+            tag = f"mount_tag=layer{number}"
+            command += ["-virtfs", f"local,path={layer},{tag},readonly=on,{shared}"]
         command += ["-kernel", str(kernel), "-initrd", str(image), "-append", line]
         command += ["-serial", f"file:{console}", "-monitor", "none"]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL) as qemu:

@@ -3,12 +3,14 @@
     @command("rm", "Remove entries from a box.", example="fdbox rm cache old", arguments=_rm_arguments)
     def rm(options: argparse.Namespace) -> None: ...
 
-A verb prints what it has to say and raises an `FdboxError` when it cannot do it; only main.py ends the process.
+A verb prints what it has to say, returns an exit status if it has one of its own, and raises an `FdboxError` when it
+cannot do it; only main.py ends the process.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import pwd
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from pathlib import Path
 import fdbox
 from fdbox.errors import UsageError
 
-Verb = Callable[[argparse.Namespace], None]
+Verb = Callable[[argparse.Namespace], int | None]
 Arguments = Callable[[argparse.ArgumentParser], None]
 
 
@@ -123,3 +125,21 @@ def check_separator(name: str) -> str:
             remedy="put it under a name without ':'",
         )
     return name
+
+
+class ProgramNotFound(UsageError):
+    """Raised when the program to run is not there, with the status that shells use."""
+
+    exit_status = 127
+
+
+class ProgramNotRunnable(UsageError):
+    """Raised when the program to run cannot be run, with the status that shells use."""
+
+    exit_status = 126
+
+
+def cannot_run(program: str, error: OSError) -> UsageError:
+    """Return the error for a program that execve(2) refused."""
+    kind = ProgramNotFound if error.errno == errno.ENOENT else ProgramNotRunnable
+    return kind(f"cannot run {program}: {error.strerror}", remedy="name an executable program")

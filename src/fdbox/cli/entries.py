@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fdbox.cli import render
 from fdbox.cli.command import (
     box_arguments,
+    cannot_run,
     check_separator,
     command,
     connect,
@@ -19,14 +20,14 @@ from fdbox.cli.command import (
     socket_argument,
 )
 from fdbox.errors import InvalidDescriptor, UsageError
-from fdbox.linux.fd import OwnedFd, close_all, dup, open_path
+from fdbox.linux import sdnotify, spawn
+from fdbox.linux.fd import OwnedFd, dup, open_path
 
 if TYPE_CHECKING:
     import argparse
 
     from fdbox.varlink import interface
 
-_FIRST = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
 _CHUNK = 1 << 20
 
 
@@ -134,51 +135,11 @@ def get(options: argparse.Namespace) -> None:
     names = [check_separator(name) for name in options.names]
     with connect(options) as client:
         found = existing_box(client, options).get_many(names)
-    environment = {
-        **os.environ,
-        "LISTEN_PID": str(os.getpid()),
-        "LISTEN_FDS": str(len(names)),
-        "LISTEN_FDNAMES": ":".join(names),
-    }
-    _arrange([found[name] for name in names])
-    program = options.command[0]
+    environment = {**os.environ, **sdnotify.inheritance(names)}
     try:
-        os.execvpe(program, options.command, environment)  # noqa: S606 - the user named it, and no shell is wanted
+        spawn.become(options.command, environment, [found[name].fileno() for name in names])
     except OSError as error:
-        raise _cannot_run(program, error) from error
-
-
-def _arrange(descriptors: list[OwnedFd]) -> None:
-    """Make the descriptors 3, 4, ... in this order, inherited; none may be overwritten before it was moved."""
-    above = [dup(fd.fileno()) for fd in descriptors]
-    high = [OwnedFd(_dup_above(fd, _FIRST + len(descriptors))) for fd in above]
-    close_all([*descriptors, *above])
-    for number, fd in enumerate(high, _FIRST):
-        os.dup2(fd.fileno(), number, inheritable=True)
-    close_all(high)
-
-
-def _dup_above(fd: OwnedFd, least: int) -> int:
-    import fcntl  # noqa: PLC0415 - only `get` needs it
-
-    return fcntl.fcntl(fd.fileno(), fcntl.F_DUPFD_CLOEXEC, least)
-
-
-class ProgramNotFound(UsageError):
-    """Raised when the program to run is not there, with the status that shells use."""
-
-    exit_status = 127
-
-
-class ProgramNotRunnable(UsageError):
-    """Raised when the program to run cannot be run, with the status that shells use."""
-
-    exit_status = 126
-
-
-def _cannot_run(program: str, error: OSError) -> UsageError:
-    kind = ProgramNotFound if error.errno == errno.ENOENT else ProgramNotRunnable
-    return kind(f"cannot run {program}: {error.strerror}", remedy="name an executable program")
+        raise cannot_run(options.command[0], error) from error
 
 
 @command(

@@ -8,7 +8,19 @@ import sys
 from typing import TYPE_CHECKING
 
 import fdbox
-from fdbox.cli import box, completion, entries, memory, render, serve, status, update
+from fdbox.cli import (
+    box,
+    completion,
+    entries,
+    memory,
+    render,
+    serve,
+    status,
+    update,
+)
+from fdbox.cli import (
+    run as run_verb,
+)
 from fdbox.cli.command import COMMANDS, Command
 from fdbox.errors import FdboxError, UsageError
 
@@ -16,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: Their import declares the verbs; help lists them in this order.
-VERBS = (serve, box, entries, memory, update, status, completion)
+VERBS = (serve, box, entries, memory, run_verb, update, status, completion)
 
 _INTERRUPTED = 130
 _DESCRIPTION = """\
@@ -74,7 +86,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         if command and not getattr(options, "takes_command", False):
             raise UsageError("this command takes no program after `--`")
-        options.verb(options)
+        status = options.verb(options)
         sys.stdout.flush()
     except FdboxError as error:
         _complain(error, as_json=getattr(options, "json", False))
@@ -85,7 +97,7 @@ def run(arguments: Sequence[str]) -> int:
         # Whoever read our output has gone; Python must not complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
+    return int(status or 0)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

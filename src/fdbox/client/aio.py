@@ -121,7 +121,7 @@ class Channel:
                 await _until(loop.add_reader, loop.remove_reader, self._sock.fileno())
                 continue
             if not seen:
-                raise ConnectionResetError("the daemon closed the connection")
+                raise EOFError("the daemon closed the connection")
             return scm.receive_with_fds(self._sock, wire.chunk_length(seen))
 
 
@@ -203,22 +203,42 @@ class Box:
 class Subscription:
     """Iterates over what the daemon says of updates; `ready` answers *prepare*."""
 
-    def __init__(
-        self,
-        client: Client,
-        channel: Channel,
-        events: AsyncIterator[interface.SubscribeReply],
-        subscriber: str,
-    ) -> None:
+    def __init__(self, client: Client, name: str, path: Path) -> None:
         """Only `Client.subscribe` does this."""
         self._client = client
-        self._channel = channel
-        self._events = events
-        self.subscriber = subscriber
+        self._name = name
+        self._path = path
+        self._channel: Channel | None = None
+        self._closed = False
+        self.subscriber: str = ""
 
-    def __aiter__(self) -> AsyncIterator[interface.SubscribeReply]:
-        """Yield `prepare` and `aborted` events as they come."""
-        return self._events
+    async def subscribe(self) -> None:
+        """Subscribe on a connection of its own; returns when the daemon has noted it."""
+        channel = await Channel.open(self._path)
+        events = channel.stream(calls.subscribe(self._name))
+        try:
+            self.subscriber = (await anext(events)).subscriber
+        except BaseException:
+            channel.close()
+            raise
+        self._channel, self._events = channel, events
+
+    async def __aiter__(self) -> AsyncIterator[interface.SubscribeReply]:
+        """Yield `prepare` and `aborted` events as they come; as `fdbox.Subscription` when the connection is lost."""
+        event = ""
+        while True:
+            try:
+                async for reply in self._events:
+                    event = reply.event
+                    yield reply
+                return  # noqa: TRY300 - the end of what it iterates over
+            except ConnectionLost:
+                if self._closed:
+                    raise
+            await self.subscribe()
+            if event == "prepare":
+                event = "aborted"
+                yield interface.SubscribeReply(event=event, subscriber=self.subscriber)
 
     async def ready(self) -> None:
         """Say that the last writing is done."""
@@ -226,7 +246,9 @@ class Subscription:
 
     def close(self) -> None:
         """Hear no more."""
-        self._channel.close()
+        self._closed = True
+        if self._channel is not None:
+            self._channel.close()
 
 
 class Client:
@@ -240,11 +262,12 @@ class Client:
 
     async def call(self, request: Request[R]) -> Answer[R]:
         """Return the answer to a call, or raise the error that it is; a lost connection as in `fdbox.Client.call`."""
-        try:
-            return await (await self._connected()).call(request)
-        except ConnectionLost:
-            if self._closed or not calls.repeatable(request):
-                raise
+        for _ in range(calls.ATTEMPTS - 1):
+            try:
+                return await (await self._connected()).call(request)
+            except ConnectionLost as lost:
+                if self._closed or not calls.may_repeat(request, lost):
+                    raise
         return await (await self._connected()).call(request)
 
     async def _connected(self) -> Channel:
@@ -294,16 +317,15 @@ class Client:
         """Call the update off."""
         await self.call(calls.abort_update())
 
+    async def reexec(self) -> str:
+        """Have the code now on disk take over from the daemon; return its version. It may still be starting."""
+        return (await self.call(calls.reexec())).parameters.version
+
     async def subscribe(self, name: str) -> Subscription:
         """Hear of updates, on a connection of its own."""
-        channel = await Channel.open(self._channel.path)
-        events = channel.stream(calls.subscribe(name))
-        try:
-            first = await anext(events)
-        except BaseException:
-            channel.close()
-            raise
-        return Subscription(self, channel, events, first.subscriber)
+        subscription = Subscription(self, name, self._channel.path)
+        await subscription.subscribe()
+        return subscription
 
     def close(self) -> None:
         """Close the connection."""

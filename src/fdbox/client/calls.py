@@ -49,13 +49,23 @@ class Request(msgspec.Struct, Generic[R], frozen=True):
         return wire.encode_call(f"{INTERFACE}.{self.method}", self.parameters, more=self.more)
 
 
-#: What can be asked once more when nobody knows whether it was done: it changes nothing, or nothing the second time.
+#: How often a call is made while the daemon goes away under it.
+ATTEMPTS = 5
+#: What can be asked once more when nobody knows whether it was done, for it changes nothing.
 _REPEATABLE = ("Get", "ListEntries", "ListBoxes", "Status")
 
 
-def repeatable(request: Request[R]) -> bool:
+class NotRead(ConnectionLost):
+    """Raised when the daemon went away before it had read the call, so that it was certainly not done.
+
+    The kernel tells: a Unix socket that is closed with unread bytes in it resets its peer (ECONNRESET), one that is closed
+    already takes nothing (EPIPE), and one that has read everything just ends (unix(7), net/unix/af_unix.c).
+    """
+
+
+def may_repeat(request: Request[R], lost: ConnectionLost) -> bool:
     """Return whether a call that got no answer may simply be made again."""
-    return request.method in _REPEATABLE
+    return isinstance(lost, NotRead) or request.method in _REPEATABLE
 
 
 class Answer(msgspec.Struct, Generic[R]):
@@ -231,6 +241,11 @@ def abort_update() -> Request[interface.Nothing]:
     return Request("AbortUpdate", interface.Nothing(), interface.Nothing)
 
 
+def reexec() -> Request[interface.ReexecReply]:
+    """Have the code now on disk take over."""
+    return Request("Reexec", interface.Nothing(), interface.ReexecReply)
+
+
 def subscribe(name: str) -> Request[interface.SubscribeReply]:
     """Hear of updates."""
     return Request("Subscribe", interface.Subscribe(name=name), interface.SubscribeReply, more=True)
@@ -239,6 +254,9 @@ def subscribe(name: str) -> Request[interface.SubscribeReply]:
 def ready(subscriber: str) -> Request[interface.Nothing]:
     """Say that this subscriber has done its last writing."""
     return Request("Ready", interface.Ready(subscriber=subscriber), interface.Nothing)
+
+
+_NOT_READ = (errno.EPIPE, errno.ECONNRESET)
 
 
 def lost(
@@ -251,7 +269,9 @@ def lost(
     if isinstance(error, OSError) and error.errno == errno.EBADF and not is_closed:
         return errors.InvalidDescriptor("a descriptor to send is closed")
     close()
-    if isinstance(error, OSError | ValueError):
+    if isinstance(error, OSError) and (is_closed or error.errno in _NOT_READ):
+        return NotRead(f"the connection to {path} is lost: {error}", remedy="call again")
+    if isinstance(error, OSError | ValueError | EOFError):
         return ConnectionLost(
             f"the connection to {path} is lost: {error}",
             remedy="call again: it connects anew; `list` shows whether the call was done",

@@ -92,7 +92,7 @@ class Channel:
         waiting.poll()
         seen = scm.peek(self._sock, _PEEK)
         if not seen:
-            raise ConnectionResetError("the daemon closed the connection")
+            raise EOFError("the daemon closed the connection")
         return scm.receive_with_fds(self._sock, wire.chunk_length(seen))
 
     def _lost(self, error: BaseException) -> BaseException:
@@ -106,8 +106,13 @@ class Subscription:
     def __init__(self, client: Client, name: str) -> None:
         """Subscribe on a connection of its own; returns when the daemon has noted it."""
         self._client = client
-        self._channel = Channel(client.path)
-        self._events = self._channel.stream(calls.subscribe(name))
+        self._name = name
+        self._closed = False
+        self._subscribe()
+
+    def _subscribe(self) -> None:
+        self._channel = Channel(self._client.path)
+        self._events = self._channel.stream(calls.subscribe(self._name))
         try:
             self.subscriber: str = next(self._events).subscriber
         except BaseException:
@@ -115,8 +120,24 @@ class Subscription:
             raise
 
     def __iter__(self) -> Iterator[interface.SubscribeReply]:
-        """Yield `prepare` and `aborted` events as they come."""
-        yield from self._events
+        """Yield `prepare` and `aborted` events as they come; a connection that is lost is made anew.
+
+        An update dies with the daemon that made it: it is told as `aborted`.
+        """
+        event = ""
+        while True:
+            try:
+                for reply in self._events:
+                    event = reply.event
+                    yield reply
+                return  # noqa: TRY300 - the end of what it iterates over
+            except ConnectionLost:
+                if self._closed:
+                    raise
+            self._subscribe()
+            if event == "prepare":
+                event = "aborted"
+                yield interface.SubscribeReply(event=event, subscriber=self.subscriber)
 
     def ready(self) -> None:
         """Say that the last writing is done."""
@@ -124,6 +145,7 @@ class Subscription:
 
     def close(self) -> None:
         """Hear no more."""
+        self._closed = True
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -153,14 +175,15 @@ class Client:
     def call(self, request: Request[R]) -> Answer[R]:
         """Return the answer to a call, or raise the error that it is.
 
-        A call that changes nothing is made again when its connection is lost (the daemon is restarted, say). Another
-        one raises ConnectionLost: nobody knows whether it was done.
+        When its connection is lost (the daemon is restarted, say), a call is made again if the daemon had not read it, or
+        if it changes nothing. Another one raises ConnectionLost: nobody knows whether it was done.
         """
-        try:
-            return self._connected().call(request)
-        except ConnectionLost:
-            if self._closed or not calls.repeatable(request):
-                raise
+        for _ in range(calls.ATTEMPTS - 1):
+            try:
+                return self._connected().call(request)
+            except ConnectionLost as lost:
+                if self._closed or not calls.may_repeat(request, lost):
+                    raise
         return self._connected().call(request)
 
     def _connected(self) -> Channel:
@@ -209,6 +232,10 @@ class Client:
     def abort_update(self) -> None:
         """Call the update off."""
         self.call(calls.abort_update())
+
+    def reexec(self) -> str:
+        """Have the code now on disk take over from the daemon; return its version. It may still be starting."""
+        return self.call(calls.reexec()).parameters.version
 
     def subscribe(self, name: str) -> Subscription:
         """Hear of updates; `name` is shown to whoever waits for this program."""

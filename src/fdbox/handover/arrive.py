@@ -1,8 +1,12 @@
 """What came from the last incarnation: find it, check it, make the entries again, and let the carrier go.
 
+`arrive` yields each step, and goes on when it is asked for the next: what a step brought must be safe by then, for a
+delivery that is finished, or whose last holder dies, is gone. A process that comes after one that died on the way
+gives what that one had received (`Past`), and nothing comes twice or is missed.
+
 An entry that cannot be made again is a `Loss`, named; all others go on. A box whose manifest cannot be read is a loss
-as a whole, and its shipment is kept until the daemon ends, so that its memory is not freed under somebody who may
-still understand it.
+as a whole, and its delivery is never finished, so that its memory is not freed under somebody who may still
+understand it.
 """
 
 from __future__ import annotations
@@ -12,12 +16,12 @@ from typing import TYPE_CHECKING
 
 from fdbox.errors import FdboxError, ManifestInvalid
 from fdbox.handover import manifest
-from fdbox.handover.manifest import FIRST_TOKEN, Manifest, SavedEntry
+from fdbox.handover.manifest import FIRST_TOKEN, Index, Manifest, SavedEntry
 from fdbox.kinds import registry
 from fdbox.linux.fd import OwnedFd, close_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Generator, Iterator
 
     from fdbox.kinds.base import Loaded
     from fdbox.model import BoxKey
@@ -41,60 +45,97 @@ class Arrived:
     label: str
 
 
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A delivery is here: from now on it hangs on its descriptor."""
+
+    session: str
+    delivery: Delivery[OwnedFd]
+
+
+@dataclass(frozen=True, slots=True)
+class BoxCame:
+    """A box is here; its delivery is finished next."""
+
+    session: str
+    box: BoxKey
+    entries: dict[str, Arrived]
+    losses: list[Loss]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A delivery is finished: nothing hangs on it any more."""
+
+    session: str
+
+
+Step = Received | BoxCame | Finished | Loss
+
+
 @dataclass(slots=True)
-class Arrival:
-    """Everything that came."""
+class Past:
+    """What a process before this one has done: deliveries that are not finished, and sessions whose boxes are safe."""
 
-    boxes: dict[BoxKey, dict[str, Arrived]] = field(default_factory=dict)
-    losses: list[Loss] = field(default_factory=list)
-    #: deliveries that could not be read, which are kept open
-    kept: list[Delivery[OwnedFd]] = field(default_factory=list)
+    sessions: dict[str, OwnedFd] = field(default_factory=dict)
+    done: Collection[str] = ()
 
 
-def arrive(carrier: Carrier[OwnedFd], running: str) -> Arrival:
-    """Return everything that the last incarnation sent by this carrier. Raises nothing that one entry could cause.
+def arrive(carrier: Carrier[OwnedFd], running: str, past: Past) -> Iterator[Step]:
+    """Yield everything that the last incarnation sent by this carrier. Raises nothing that one entry could cause.
 
     Raises:
         KernelError: the carrier itself cannot be asked.
     """
-    arrival = Arrival()
-    delivery = carrier.receive(manifest.INDEX_SESSION)
+    delivery = yield from _receive(carrier, manifest.INDEX_SESSION, past)
     if delivery is None:
-        return arrival
+        return
     try:
-        with delivery.take(FIRST_TOKEN) as stored:
-            index = manifest.read_index(manifest.fetch(stored.fileno()), running)
+        index = _read_index(delivery, running)
     except FdboxError as error:
-        arrival.losses.append(Loss(None, "", f"the index of what came: {error}"))
-        arrival.kept.append(delivery)
-        return arrival
+        yield Loss(None, "", f"the index of what came: {error}")
+        return
     for session, box in index.boxes:
-        _receive_box(arrival, carrier, session, box, running)
+        if session not in past.done:
+            yield from _box(carrier, running, past, session, box)
+        elif (had := past.sessions.pop(session, None)) is not None:
+            carrier.resume(session, had).finish()
+            yield Finished(session)
     delivery.finish()
-    return arrival
+    yield Finished(manifest.INDEX_SESSION)
 
 
-def _receive_box(
-    arrival: Arrival, carrier: Carrier[OwnedFd], session: str, box: BoxKey, running: str
-) -> None:
+def _receive(
+    carrier: Carrier[OwnedFd], session: str, past: Past
+) -> Generator[Step, None, Delivery[OwnedFd] | None]:
+    had = past.sessions.pop(session, None)
+    delivery = carrier.receive(session) if had is None else carrier.resume(session, had)
+    if delivery is not None:
+        yield Received(session, delivery)
+    return delivery
+
+
+def _read_index(delivery: Delivery[OwnedFd], running: str) -> Index:
+    with delivery.take(FIRST_TOKEN) as stored:
+        return manifest.read_index(manifest.fetch(stored.fileno()), running)
+
+
+def _box(
+    carrier: Carrier[OwnedFd], running: str, past: Past, session: str, box: BoxKey
+) -> Iterator[Step]:
     try:
-        delivery = carrier.receive(session)
+        delivery = yield from _receive(carrier, session, past)
         if delivery is None:
             raise ManifestInvalid(
                 "it was sealed, and did not come", remedy="was the kernel loaded by somebody else?"
             )
-    except FdboxError as error:
-        arrival.losses.append(Loss(box, "", str(error)))
-        return
-    try:
         entries, losses = load_box(delivery, running)
     except FdboxError as error:
-        arrival.losses.append(Loss(box, "", str(error)))
-        arrival.kept.append(delivery)
+        yield Loss(box, "", str(error))
         return
-    arrival.boxes[box] = entries
-    arrival.losses += losses
+    yield BoxCame(session, box, entries, losses)
     delivery.finish()
+    yield Finished(session)
 
 
 def load_box(delivery: Delivery[OwnedFd], running: str) -> tuple[dict[str, Arrived], list[Loss]]:

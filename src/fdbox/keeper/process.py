@@ -3,158 +3,217 @@
 It reads nothing from clients and decides nothing. The service's end is told by its status:
 
     0                         it was told to stop: the keeper ends, and lets everything go
-    RESTART                   it wants to be replaced by the code now on disk: at once
     killed, or another status it is started again: at once, or later each time, if it was not even ready to serve;
                               the keeper ends if the first one was not
+
+Signals are blocked and read, so that none is lost, whatever the keeper is about, also while it replaces itself.
 """
 
 from __future__ import annotations
 
-import fcntl
+import json
 import os
 import resource
 import select
 import signal
-import socket
-import time
+import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fdbox.keeper.store import Store
-from fdbox.linux import sdnotify
-from fdbox.linux.fd import OwnedFd, close_all
+from fdbox.keeper import protocol
+from fdbox.keeper.store import Store, obey
+from fdbox.linux import memfd, sdnotify, signalfd, spawn
+from fdbox.linux.fd import OwnedFd, is_readable
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
 
-#: exit status of a service that wants to be started anew (EX_TEMPFAIL of sysexits.h)
-RESTART = 75
-#: names travel in one environment variable of at most 128 KiB, here and under systemd
-MAX_DESCRIPTORS = 20_000
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
+_STATE = "FDBOX_KEEPER_STATE"
+_NO_SERVICE = -1
+
+
+@dataclass(slots=True)
+class State:
+    """All that a keeper is: what it holds, where it hears of it, and for whom."""
+
+    store: Store
+    notify: socket.socket
+    service: int = 0
+    #: whether this service was ready to serve, and whether any was
+    ready: bool = False
+    ever_ready: bool = False
 
 
 class Keeper:
     """Holds descriptors for one service."""
 
-    def __init__(self, command: Sequence[str]) -> None:
-        """`command` starts the service."""
+    def __init__(self, command: Sequence[str], state: State) -> None:
+        """`command` starts the service, and the keeper itself when it is replaced."""
         self._command = command
-        self._notify = sdnotify.listen()
-        self._store = Store(MAX_DESCRIPTORS)
-        self._wake, wake = socket.socketpair()
-        self._wake.setblocking(False)  # noqa: FBT003 - takes no keyword
-        wake.setblocking(False)  # noqa: FBT003 - takes no keyword
-        self._waker = wake
-        self._service = 0
-        self._ready = False
+        self._state = state
+        self._signals = signalfd.block(_FORWARDED)
 
     def run(self) -> int:
         """Keep the service alive until it ends by itself; return its exit status."""
-        _raise_limit()
-        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-        for number in _FORWARDED:
-            signal.signal(number, self._forward)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        pause, ever_ready = 0.0, False
-        try:
-            while True:
-                time.sleep(pause)  # noqa: TID251 - nothing else is to be done: there is no service
-                self._ready = False
-                status = self._live()
-                ever_ready |= self._ready
-                if status == 0 or not ever_ready:
-                    return status
-                _say(f"the service ended with status {status}: starting it again")
-                pause = 0.0 if self._ready else _next_pause(pause)
-        finally:
-            self._store.close()
+        state = self._state
+        pause = 0.0
+        while not self._told_to_end(pause):
+            status = self._live()
+            if status == 0 or not state.ever_ready:
+                return status
+            _say(f"the service ended with status {status}: starting it again")
+            pause = 0.0 if state.ready else _next_pause(pause)
+        return 0
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._state.store.close()
+        self._state.notify.close()
+        self._signals.close()
+
+    def _told_to_end(self, pause: float) -> bool:
+        """Return whether a signal came while there is no service, within `pause` seconds."""
+        if self._state.service != 0 or not is_readable(self._signals.fileno(), pause):
+            return False
+        return any(number != signal.SIGHUP for number in signalfd.read(self._signals.fileno()))
 
     def _live(self) -> int:
-        """Start the service and do what it asks until it is no more; return how it ended."""
-        self._service = self._start()
-        process = os.pidfd_open(self._service)
-        with OwnedFd(process), select.epoll() as ready:
-            for fd in (process, self._notify.fileno(), self._wake.fileno()):
-                ready.register(fd, select.EPOLLIN)
+        """Be with one service, from its start to its end; return how it ended."""
+        state = self._state
+        if state.service == 0:
+            state.ready = False
+            state.service = self._start()
+        if state.service == _NO_SERVICE:
+            state.service = 0
+            return 127
+        with OwnedFd(os.pidfd_open(state.service)) as process, select.epoll() as ready:
+            watched = (process.fileno(), state.notify, state.store, self._signals)
+            for one in watched:
+                ready.register(one, select.EPOLLIN)
             while True:
-                events = {fd for fd, _ in ready.poll()}
-                if self._wake.fileno() in events:
-                    self._wake.recv(4096)  # the handlers have run
+                events = {number for number, _ in ready.poll()}
                 self._take_messages()
-                if process in events:
+                state.store.drop_hung_up()
+                if process.fileno() in events:
                     break
+                for number in signalfd.read(self._signals.fileno()):
+                    signal.pidfd_send_signal(process.fileno(), number)
         self._take_messages()  # what it said last
-        _, status = os.waitpid(self._service, 0)
-        self._service = 0
+        _, status = os.waitpid(state.service, 0)
+        state.service = 0
         return os.waitstatus_to_exitcode(status)
+
+    def _start(self) -> int:
+        held = self._state.store.contents()
+        environment = {
+            **os.environ,
+            **sdnotify.inheritance([name for name, _ in held]),
+            "NOTIFY_SOCKET": sdnotify.address(self._state.notify),
+            "FDSTORE": str(protocol.MAX_DESCRIPTORS),
+            protocol.VARIABLE: str(protocol.VERSION),
+        }
+        try:
+            return spawn.start(self._command, environment, [fd.fileno() for _, fd in held])
+        except OSError as error:
+            _say(f"cannot start the service: {error}")
+            return _NO_SERVICE
 
     def _take_messages(self) -> None:
         while True:
             try:
-                message = sdnotify.receive(self._notify)
+                message = sdnotify.receive(self._state.notify)
             except BlockingIOError:
                 return
             except OSError as error:
                 _say(f"a message was lost: {error}")
                 continue
-            if message.sender != self._service:
-                close_all(message.descriptors)
-                continue
-            self._ready |= message.fields.get("READY") == "1"
-            self._store.take(message)
+            if message.sender != self._state.service:
+                message = message._replace(fields={})
+            obey(message, self._state.store)
+            if message.fields.get("READY") == "1":
+                self._is_ready()
+            if message.fields.get(protocol.REEXEC) == "1":
+                _replace(self._command, self._state)
 
-    def _start(self) -> int:
-        held = self._store.contents()
-        environment = {
-            **os.environ,
-            **sdnotify.inheritance([name for name, _ in held]),
-            "NOTIFY_SOCKET": sdnotify.address(self._notify),
-            "FDSTORE": str(MAX_DESCRIPTORS),
-        }
-        numbers = [fd.fileno() for _, fd in held]
-        child = os.fork()
-        if child == 0:
-            _become(self._command, environment, numbers)
-        return child
-
-    def _forward(self, number: int, _frame: object) -> None:
-        if self._service:
-            os.kill(self._service, number)
-        elif number != signal.SIGHUP:
-            raise SystemExit(0)
+    def _is_ready(self) -> None:
+        if not self._state.ever_ready:
+            _tell_our_manager()
+        self._state.ready = self._state.ever_ready = True
 
 
-def _become(command: Sequence[str], environment: dict[str, str], numbers: Sequence[int]) -> None:
-    """Turn this child into the service, with the descriptors from 3 on; never returns."""
+def _tell_our_manager() -> None:
+    """Say READY=1 to a manager that started the keeper itself and keeps no descriptors: it only wants to know."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
     try:
-        above = sdnotify.FIRST + len(numbers)
-        # First out of the way: a number from 3 on may be one of those that are still to be moved.
-        moved = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, above) for number in numbers]
-        for index, number in enumerate(moved):
-            os.dup2(number, sdnotify.FIRST + index)
-        for number in (*_FORWARDED, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        os.execvpe(command[0], list(command), {**environment, "LISTEN_PID": str(os.getpid())})  # noqa: S606 - no shell is wanted
-    except BaseException as error:  # noqa: BLE001 - a child of a fork must not return
-        _say(f"cannot start the service: {error}")
-    finally:
-        os._exit(127)
+        with sdnotify.connect(address) as sock:
+            sdnotify.send(sock, {"READY": "1"})
+    except OSError as error:
+        _say(f"cannot tell {address} that the service is ready: {error}")
 
 
 def _next_pause(pause: float) -> float:
     return min(_LONGEST_PAUSE, pause * 2) or _FIRST_PAUSE
 
 
-def _raise_limit() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def _say(text: str) -> None:
-    pass
+    sys.stderr.write(f"fdbox keeper: {text}\n")
+    sys.stderr.flush()
+
+
+# --- replacing the keeper itself -------------------------------------------------------------------------------------
+
+
+def _replace(command: Sequence[str], state: State) -> None:
+    """Become the code that is now on disk; come back only if that cannot be, and then all is as it was."""
+    held = state.store.contents()
+    told = {
+        "held": [(name, fd.fileno()) for name, fd in held],
+        "notify": state.notify.fileno(),
+        "service": state.service,
+        "ready": state.ready,
+    }
+    numbers = [state.notify.fileno(), *(fd.fileno() for _, fd in held)]
+    with memfd.create("fdbox-keeper-state") as note:
+        os.write(note.fileno(), json.dumps(told).encode())
+        for number in (note.fileno(), *numbers):
+            os.set_inheritable(number, True)  # noqa: FBT003 - takes no keyword
+        try:
+            os.execvpe(command[0], list(command), {**os.environ, _STATE: str(note.fileno())})  # noqa: S606 - no shell is wanted
+        except OSError as error:
+            _say(f"cannot be replaced, and goes on as it is: {error}")
+        for number in numbers:
+            os.set_inheritable(number, False)  # noqa: FBT003 - takes no keyword
+
+
+def _taken_over(note: str) -> State:
+    """Return what the keeper was before `_replace`."""
+    with OwnedFd(int(note)) as stored:
+        told = json.loads(os.pread(stored.fileno(), os.fstat(stored.fileno()).st_size, 0))
+    store = Store(protocol.MAX_DESCRIPTORS)
+    for name, number in told["held"]:
+        os.set_inheritable(number, False)  # noqa: FBT003 - takes no keyword
+        store.add(name, [OwnedFd(number)], poll=False)
+    notify = sdnotify.adopt(told["notify"])
+    ready = bool(told["ready"])
+    return State(store, notify, told["service"], ready=ready, ever_ready=True)
 
 
 def run(command: Sequence[str]) -> int:
     """Keep the service that `command` starts; return its exit status when it ends by itself."""
-    return Keeper(command).run()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    note = os.environ.pop(_STATE, None)
+    if note is None:
+        state = State(Store(protocol.MAX_DESCRIPTORS), sdnotify.listen())
+    else:
+        state = _taken_over(note)
+    keeper = Keeper(command, state)
+    try:
+        return keeper.run()
+    finally:
+        keeper.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import warnings
 from typing import TYPE_CHECKING, Self
 
@@ -95,6 +96,13 @@ def dup(fd: int) -> OwnedFd:
 def open_path(path: str | os.PathLike[str], flags: int, mode: int = 0o600) -> OwnedFd:
     """Return the file opened (open(2), always with O_CLOEXEC); OSError as the kernel gives it."""
     return OwnedFd(os.open(path, flags | os.O_CLOEXEC, mode))
+
+
+def is_readable(fd: int, seconds: float = 0.0) -> bool:
+    """Return whether a borrowed descriptor is readable, or becomes so in that time (poll(2): numbers may be of any size)."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(seconds * 1000))
 
 
 def close_all(fds: Iterable[OwnedFd]) -> None:

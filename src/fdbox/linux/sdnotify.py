@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fdbox.linux import scm
 from fdbox.linux.fd import OwnedFd, close_all
+from fdbox.linux.spawn import FIRST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping, Sequence
 
-FIRST = 3  # SD_LISTEN_FDS_START
 MAX_NAME = 255
 _MAX_MESSAGE = 4096  # what systemd reads of one (NOTIFY_BUFFER_MAX)
 _CREDENTIALS = struct.Struct("=iII")
@@ -44,6 +44,13 @@ def address(sock: socket.socket) -> str:
     """Return what NOTIFY_SOCKET has to be for a socket that `listen` made."""
     name: bytes = sock.getsockname()
     return "@" + name[1:].decode("ascii")
+
+
+def adopt(number: int) -> socket.socket:
+    """Return the socket that `listen` made in this process, before it became another program."""
+    sock = socket.socket(fileno=number)
+    sock.set_inheritable(False)
+    return sock
 
 
 def connect(notify_socket: str) -> socket.socket:
@@ -107,5 +114,7 @@ def take_inherited(environment: MutableMapping[str, str]) -> list[tuple[str, Own
 
 
 def inheritance(names: Sequence[str]) -> dict[str, str]:
-    """Return the environment that tells a program of descriptors `FIRST`, ... under these names; it adds LISTEN_PID."""
+    """Return the environment that tells a program of descriptors `FIRST`, ... under these names; LISTEN_PID comes later."""
+    if not names:
+        return {}
     return {"LISTEN_FDS": str(len(names)), "LISTEN_FDNAMES": ":".join(names)}

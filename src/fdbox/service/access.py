@@ -36,6 +36,16 @@ def resolve_owner(peer: Peer, owner: int | None, box: str = "") -> int:
     return owner
 
 
+def require_operator(peer: Peer, daemon: int, what: str) -> None:
+    """Let root pass, and the user as whom the daemon runs.
+
+    Raises:
+        PermissionDenied: the caller is somebody else.
+    """
+    if peer.uid not in (ROOT, daemon):
+        raise PermissionDenied(f"{what} is for root and user {daemon}, and you are user {peer.uid}")
+
+
 def require_root(peer: Peer, what: str) -> None:
     """Let root pass.
 

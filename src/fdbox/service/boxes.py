@@ -79,6 +79,10 @@ class Boxes(Generic[D]):
         """Return the boxes in the order of their creation."""
         return iter(tuple(self._boxes.values()))
 
+    def __contains__(self, key: object) -> bool:
+        """Return whether there is a box of this owner and name."""
+        return key in self._boxes
+
     def visible_to(self, uid: int) -> list[Box[D]]:
         """Return the boxes that a user may know of: their own; root sees all."""
         return [box for key, box in self._boxes.items() if uid in (0, key.owner)]

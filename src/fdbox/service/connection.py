@@ -192,6 +192,17 @@ class Connection:
         if self.task is None or self.task.get_name() == "stream":
             self.close()
 
+    def finish(self) -> None:
+        """End the connection when nothing is owed to the peer any more: a call that was read is answered first.
+
+        What the peer has sent beyond that is not read. The kernel tells it so (ECONNRESET), and it may call again.
+        """
+        self._ended = True
+        self._stop_reading()
+        is_stream = self.task is not None and self.task.get_name() == "stream"
+        if is_stream or not (self._serving or self._out):
+            self.close()
+
     def _stop_reading(self) -> None:
         if self._reading:
             self._host.loop.remove_reader(self._fd)

@@ -3,76 +3,82 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import resource
 import signal
+import time
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from fdbox.errors import FdboxError, UpdateInProgress
 from fdbox.handover.carriers.kernel import KernelCarrier
+from fdbox.keeper import protocol
 from fdbox.linux import sdnotify
+from fdbox.linux.fd import OwnedFd, close_all, dup
 from fdbox.nextkernel.load import RunningKernel
+from fdbox.ports import go_on
+from fdbox.service import upgrade
+from fdbox.service.arrival import Arrival
 from fdbox.service.boxes import Quota
-from fdbox.service.keep import Keep
+from fdbox.service.keep import LISTENER, Keep
 from fdbox.service.live import LiveUpdate
 from fdbox.service.methods import Methods
 from fdbox.service.server import Server
 from fdbox.service.vault import Vault
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from fdbox.linux.fd import OwnedFd
-    from fdbox.ports import Carrier, Kernel
+    from fdbox.ports import Carrier, Kernel, Reached
     from fdbox.service.config import Config
 
 log: logging.Logger = logging.getLogger(__name__)
 
 #: descriptors kept free for connections, calls on their way, and sealing
 _RESERVED_DESCRIPTORS = 2048
-#: names of that many fit into LISTEN_FDNAMES, which takes 128 KiB
-_MOST_KEPT = 16_384
+#: of what a keeper takes, kept free for what is not in a box: the journals, the socket, deliveries, and a `put` with
+#: `replace`, which has both for a moment
+_RESERVED_WITH_KEEPER = 1616
+
+#: What a process gives to the one that takes over: names as the keeper has them, and descriptors.
+Heirlooms = list[tuple[str, OwnedFd]]
 
 
-def run(config: Config, socket: Path) -> bool:
-    """Serve until SIGTERM or SIGINT; or until SIGHUP, and then return True: another process is to take over.
+def run(config: Config, socket: Path) -> Heirlooms | None:
+    """Serve until SIGTERM or SIGINT; or until `fdbox reexec` or SIGHUP, and then return what takes over is to be given.
 
     Raises:
         FdboxError: it cannot begin.
     """
     logging.basicConfig(level=logging.INFO, format="fdbox: %(message)s")
     given = sdnotify.take_inherited(os.environ)
-    return asyncio.run(_serve(config, socket, given))
+    make = functools.partial(Service, config, KernelCarrier(), RunningKernel())
+    return asyncio.run(serve(make, socket, given))
 
 
-async def _serve(config: Config, socket: Path, given: Sequence[tuple[str, OwnedFd]]) -> bool:
+async def serve(
+    make: Callable[[Keep], Service],
+    socket: Path,
+    given: Sequence[tuple[str, OwnedFd]],
+    reached: Reached = go_on,
+) -> Heirlooms | None:
+    """Serve as `run` does, with what is injected."""
     loop = asyncio.get_running_loop()
-    stop: asyncio.Future[bool] = loop.create_future()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, _end, stop, number == signal.SIGHUP)
-    keep = Keep(os.environ["NOTIFY_SOCKET"], given) if is_kept() else None
-    service = Service(config, KernelCarrier(), RunningKernel(), keep)
+    service = make(Keep(os.environ, given, reached))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.stop)
+    loop.add_signal_handler(signal.SIGHUP, service.reload)
     await service.start(socket)
     log.info("serving at %s", socket)
-    again = await stop
-    await service.close(again=again)
-    return again
-
-
-def is_kept() -> bool:
-    """Return whether a keeper, ours or systemd's, holds descriptors for this process."""
-    return bool(os.environ.get("FDSTORE", "0").strip("0") and os.environ.get("NOTIFY_SOCKET"))
-
-
-def _end(stop: asyncio.Future[bool], again: bool) -> None:  # noqa: FBT001 - of a signal handler
-    if not stop.done():
-        stop.set_result(again)
+    again = await service.stopped
+    return await service.close(again=again)
 
 
 class Service:
-    """The daemon's parts; `carrier`, `kernel` and `keep` are injected."""
+    """The daemon's parts; `carrier`, `kernel`, `keep` and `reached` are injected."""
 
     def __init__(
         self,
@@ -80,22 +86,28 @@ class Service:
         carrier: Carrier[OwnedFd],
         kernel: Kernel,
         keep: Keep | None = None,
+        reached: Reached = go_on,
     ) -> None:
         """Put the parts together, inside a running event loop; nothing is served yet."""
+        #: done when this process is to end; True: another one takes over
+        self.stopped: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._keep = keep
+        self._arrival: Arrival | None = None
+        self._reloading: asyncio.Task[None] | None = None
         quota = Quota(
             boxes=config.quota.boxes,
             entries=config.quota.entries,
             descriptors=config.quota.descriptors,
             everybody=_room_for_descriptors(kept=keep is not None),
         )
-        self.vault: Vault = Vault(quota, carrier, kernel)
+        self.vault: Vault = Vault(quota, carrier, kernel, reached)
         self.live: LiveUpdate = LiveUpdate(self.vault, self._discard)
         version = metadata.version("fdbox")
         methods = Methods(
             self.vault,
             self.live,
             self._discard,
+            self.replace,
             version=version,
             timeout=config.update.timeout,
         )
@@ -108,26 +120,78 @@ class Service:
 
     async def start(self, socket: Path) -> None:
         """Take in what the last process and the last kernel left, then listen: nobody sees a box before it is whole."""
-        if self._keep is None:
-            await asyncio.to_thread(self.vault.receive)
-            await self.server.listen(socket)
-            return
-        await asyncio.to_thread(self.vault.take_over, self._keep)
-        await asyncio.to_thread(self.vault.receive)
-        inherited = self._keep.take_listener()
-        is_new = inherited is None
-        await self._keep.begin()
-        await self.vault.make_safe()
-        await self.server.listen(socket, inherited=inherited)
-        await self._keep.ready(self.server.listener if is_new else None)
-
-    async def close(self, *, again: bool = False) -> None:
-        """End everything in order: what runs, who is connected, what is held. `again`: another process takes over."""
-        await self.live.close()
-        await self.server.close(again=again)
-        await self.vault.close()
+        inherited, sessions = None, {}
         if self._keep is not None:
-            await self._keep.close(again=again)
+            await asyncio.to_thread(self.vault.take_over, self._keep)
+            inherited, sessions = self._keep.take_listener(), self._keep.take_sessions()
+            await self._keep.begin()
+        self._arrival = Arrival(self.vault, sessions)
+        await self._arrival.receive()
+        await self.vault.take_back_next_kernel()
+        await self.vault.seal_again()
+        is_known = await self.server.listen(socket, inherited=inherited)
+        if self._keep is not None:
+            await self._keep.ready(None if is_known else self.server.listener)
+
+    async def replace(self) -> str:
+        """Have the code now on disk take over, the keeper's too; return its version.
+
+        Raises:
+            UpgradeRefused: it does not start.
+            UpdateInProgress: not in the middle of a live update.
+        """
+        version = await upgrade.check_code_on_disk()
+        if not self.live.idle:
+            raise UpdateInProgress("the daemon is not replaced in the middle of a live update")
+        if self._keep is not None:
+            self._keep.replace_keeper()
+            self._keep.reloading(time.monotonic())
+        self._end(again=True)
+        return version
+
+    def reload(self) -> None:
+        """Do what SIGHUP asks for: `replace`, and if that cannot be, say why and go on."""
+        if self._reloading is None:
+            self._reloading = asyncio.get_running_loop().create_task(self._reload())
+
+    async def _reload(self) -> None:
+        try:
+            log.info("fdbox %s takes over", await self.replace())
+        except FdboxError as error:
+            log.error("going on as it is: %s", error)  # noqa: TRY400 - the sentence says it all
+            if self._keep is not None:
+                self._keep.reloading(time.monotonic())
+                self._keep.say_status(f"not replaced: {error.message}")
+        finally:
+            self._reloading = None
+
+    def stop(self) -> None:
+        """Do what SIGTERM asks for."""
+        self._end(again=False)
+
+    def _end(self, *, again: bool) -> None:
+        if not self.stopped.done():
+            self.stopped.set_result(again)
+
+    async def close(self, *, again: bool = False) -> Heirlooms | None:
+        """End everything in order: what runs, who is connected, what is held. `again`: return it, for who takes over."""
+        heirlooms: Heirlooms = []
+        await self.live.close()
+        if again:
+            heirlooms.append((LISTENER, dup(self.server.listener.fileno())))
+        elif self._keep is not None:
+            self._keep.forget_listener()
+        await self.server.close(again=again)
+        if again:
+            heirlooms += await self.vault.hand_over()
+        else:
+            await self.vault.close()
+        if self._keep is not None:
+            heirlooms += await self._keep.close()
+        if again:
+            return heirlooms
+        close_all(fd for _, fd in heirlooms)
+        return None
 
     def _discard(self, descriptors: Sequence[OwnedFd | None]) -> None:
         self.server.discard(descriptors)
@@ -136,9 +200,12 @@ class Service:
 def _room_for_descriptors(*, kept: bool) -> int:
     """Raise the limit as far as it goes, and return how many descriptors boxes may hold.
 
-    While a keeper starts this process, each takes two numbers; and it can name only so many.
+    While a keeper starts this process, each takes two numbers.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     room = hard - min(_RESERVED_DESCRIPTORS, hard // 4)
-    return min(room // 2, _MOST_KEPT) if kept else room
+    if not kept:
+        return room
+    with_keeper = protocol.room(os.environ)
+    return min(room // 2, with_keeper - min(_RESERVED_WITH_KEEPER, with_keeper // 4))

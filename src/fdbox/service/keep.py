@@ -4,28 +4,37 @@
     remove    the journal is written; then the keeper lets go
 
 What the keeper has and the journal does not name is let go at the next start. Under systemd, PID 1 is the keeper.
+
+An open file is with the keeper once, whatever number of entries it has: systemd's store takes nothing twice
+(sd_notify(3)). Keys are used again, so that they stay short: all names travel in one environment variable.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import heapq
 import logging
 from typing import TYPE_CHECKING
 
 from fdbox.errors import FdboxError
+from fdbox.keeper import protocol
 from fdbox.linux.fd import OwnedFd, close_all
-from fdbox.service.journal import Contents, Journal, Record
+from fdbox.linux.kcmp import OpenFiles
+from fdbox.service.journal import Change, Contents, Journal, Record
 from fdbox.service.keeper_link import KeeperLink
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from fdbox.model import BoxKey
+    from fdbox.ports import Reached
 
 log: logging.Logger = logging.getLogger(__name__)
 
-#: names with the keeper: e-1a (an entry, in hexadecimal), journal-3 (the third journal), listener
-_ENTRY, _JOURNAL, _LISTENER = "e-", "journal-", "listener"
+#: names with the keeper: e-1a (an entry, in hexadecimal), journal-3 (the third journal), session-NAME (a delivery of the
+#: last kernel that is not finished), listener
+_ENTRY, _JOURNAL, _SESSION, LISTENER = "e-", "journal-", "session-", "listener"
 #: a journal that grew by this much is written anew
 _GROWTH = 8 << 20
 
@@ -33,37 +42,67 @@ _GROWTH = 8 << 20
 class Keep:
     """The keeper and the journal. Make it inside a running event loop, with what this process was started with."""
 
-    def __init__(self, notify_socket: str, given: Sequence[tuple[str, OwnedFd]]) -> None:
-        """Take over what the keeper gave; OSError if it does not listen at `notify_socket`."""
-        self._link = KeeperLink(notify_socket)
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        given: Sequence[tuple[str, OwnedFd]],
+        reached: Reached,
+    ) -> None:
+        """Take over what the keeper gave.
+
+        Raises:
+            OSError: nobody listens at NOTIFY_SOCKET.
+            JournalUnreadable: a newer fdbox wrote it.
+        """
+        self._reached = reached
+        self._version = int(environment.get(protocol.VARIABLE, "0"))
         self._given: dict[str, OwnedFd] = {}
         for name, fd in given:
-            self._given.setdefault(name, fd)
-            if self._given[name] is not fd:
+            if name in self._given:
                 fd.close()
-        self._numbers = itertools.count(1 + max(_numbers(self._given, _ENTRY), default=0))
+            else:
+                self._given[name] = fd
+        self._journals: dict[int, Journal] = {}
         self._generation = max(_numbers(self._given, _JOURNAL), default=0)
         newest = self._given.pop(f"{_JOURNAL}{self._generation}", None)
-        self._journals = {} if newest is None else {self._generation: Journal(newest)}
+        if newest is not None:
+            self._journals[self._generation] = Journal(newest)
+        #: entries that the journal names and the keeper does not have
+        self.missing: list[tuple[BoxKey, str]] = self._strike_out_missing()
+        used = set(_numbers(self._given, _ENTRY))
+        self._next = 1 + max(used, default=0)
+        self._free = [number for number in range(1, self._next) if number not in used]
+        self._files = OpenFiles()
+        self._key: dict[int, str] = {}
+        self._sharers: dict[str, list[int]] = {}
         self._changing: asyncio.Task[None] | None = None
+        self._link = KeeperLink(environment["NOTIFY_SOCKET"])
 
     @property
     def contents(self) -> Contents:
-        """What the process before this one had; empty at the first start."""
-        return next((journal.contents for journal in self._journals.values()), {})
+        """What the process before this one had, and what has changed since; empty at the first start."""
+        return next((journal.contents for journal in self._journals.values()), Contents())
 
-    def take(self, key: str) -> OwnedFd | None:
-        """Return the descriptor that was held under a key."""
-        return self._given.pop(key, None)
+    def take(self, key: str) -> OwnedFd:
+        """Return the descriptor that was held under a key, and goes on to be."""
+        fd = self._given[key].dup()
+        self._share(fd.fileno(), key)
+        return fd
 
     def take_listener(self) -> OwnedFd | None:
         """Return the socket that the process before this one listened on."""
-        return self._given.pop(_LISTENER, None)
+        return self._given.pop(LISTENER, None)
+
+    def take_sessions(self) -> dict[str, OwnedFd]:
+        """Return the deliveries of the last kernel that the process before this one had not finished."""
+        names = [name for name in self._given if name.startswith(_SESSION)]
+        return {name.removeprefix(_SESSION): self._given.pop(name) for name in names}
 
     async def begin(self) -> None:
         """Begin a new journal, and let go of what nobody took; errors as `hold`."""
         for name, fd in self._given.items():
-            self._link.tell({"FDSTOREREMOVE": "1", "FDNAME": name})
+            if name not in self._sharers:
+                self._let_go_of(name)
             fd.close()
         self._given.clear()
         await self._replace_journals()
@@ -71,33 +110,58 @@ class Keep:
     async def ready(self, listener: socket.socket | None) -> None:
         """Say that clients are served from now on; a new `listener` is held too."""
         if listener is not None:
-            self._store(_LISTENER, listener.fileno())
+            self._let_go_of(LISTENER)
+            self._store(LISTENER, listener.fileno())
         self._link.tell({"READY": "1"})
         await self._link.barrier()
 
     # --- changes -----------------------------------------------------------------------------------------------------
 
     async def hold(self, fds: Iterable[OwnedFd]) -> list[str]:
-        """Return the keys under which the keeper now has these descriptors.
+        """Return the keys under which the keeper now has these descriptors; `let_go` before they are closed.
 
         Raises:
             KeeperGone: there is no keeper any more, and nothing is held.
         """
+        begun = []
         keys = []
         try:
             for fd in fds:
-                keys.append(f"{_ENTRY}{next(self._numbers):x}")
-                self._store(keys[-1], fd.fileno())
+                keys.append(self._key_for(fd.fileno()))
+                begun.append(fd)
+            self._reached("sent to the keeper")
             await self._link.barrier()
         except BaseException:
-            self.let_go(keys)
+            self.let_go(begun)
             raise
+        self._reached("with the keeper")
         return keys
 
-    def let_go(self, keys: Iterable[str]) -> None:
-        """Tell the keeper to close what it has under these keys."""
-        for key in keys:
-            self._link.tell({"FDSTOREREMOVE": "1", "FDNAME": key})
+    def let_go(self, fds: Iterable[OwnedFd]) -> None:
+        """Have the keeper close what was held for these descriptors, unless others share their open files."""
+        for fd in fds:
+            number = fd.fileno()
+            key = self._key.pop(number)
+            sharers = self._sharers[key]
+            stood_for_it = sharers[0] == number
+            sharers.remove(number)
+            if sharers:
+                if stood_for_it:
+                    self._files.discard(number, sharers[0])
+                continue
+            self._files.discard(number)
+            del self._sharers[key]
+            self._let_go_of(key)
+            heapq.heappush(self._free, int(key.removeprefix(_ENTRY), 16))
+
+    async def hold_session(self, name: str, fd: int) -> None:
+        """Have a delivery outlive this process; errors as `hold`."""
+        self._store(_SESSION + name, fd)
+        await self._link.barrier()
+
+    def let_go_of_session(self, name: str) -> None:
+        """Have the keeper close a delivery."""
+        self._let_go_of(_SESSION + name)
 
     def prepare(self, record: Record) -> None:
         """Take the memory that `write` of this record is going to need; NoRoom if there is none."""
@@ -105,28 +169,85 @@ class Keep:
             journal.reserve(record)
 
     def write(self, record: Record) -> None:
-        """Write a prepared record down: from now on the change has happened."""
+        """Write a record down: from now on it has happened; NoRoom if it was not prepared and there is none."""
+        self.prepare(record)
         for journal in self._journals.values():
             journal.write(record)
+        self._reached("written down")
         grown = max(journal.grown for journal in self._journals.values())
         if grown > _GROWTH and self._changing is None:
             self._changing = asyncio.get_running_loop().create_task(self._change_journal())
 
-    async def close(self, *, again: bool) -> None:
-        """Hang up; `again` says that another process is going to take over."""
+    def replace_keeper(self) -> None:
+        """Have the keeper become the code that is now on disk, if it can (systemd cannot, and older keepers)."""
+        if self._version >= 1:
+            self._link.tell({protocol.REEXEC: "1"})
+
+    def reloading(self, now: float) -> None:
+        """Say that this process is about to be replaced; `now` is monotonic, in seconds."""
+        self._link.tell({"RELOADING": "1", "MONOTONIC_USEC": str(int(now * 1e6))})
+
+    def say_status(self, text: str) -> None:
+        """Tell whoever watches in a sentence, and that clients are served."""
+        self._link.tell({"READY": "1", "STATUS": text})
+
+    def forget_listener(self) -> None:
+        """Have the keeper close the listening socket: its path is about to go."""
+        self._let_go_of(LISTENER)
+
+    async def close(self) -> list[tuple[str, OwnedFd]]:
+        """Hang up, when everything was told; return the journals, for the process that takes over."""
         if self._changing is not None:
             await asyncio.gather(self._changing, return_exceptions=True)
-        self._link.tell({"RELOADING" if again else "STOPPING": "1"})
         await self._link.close()
         close_all([*self._given.values()])
-        for journal in self._journals.values():
-            journal.close()
+        self._given.clear()
+        return [(f"{_JOURNAL}{n}", journal.detach()) for n, journal in self._journals.items()]
 
-    # --- inside --------------------------------------------------------------------------------------------------
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _strike_out_missing(self) -> list[tuple[BoxKey, str]]:
+        """Take out of the journal, before its key is used again, what the keeper does not have."""
+        missing = [
+            (box_key, name)
+            for box_key, box in self.contents.boxes.items()
+            for name, (key, _) in box.entries.items()
+            if key not in self._given
+        ]
+        for box_key, name in missing:
+            self.contents.apply(Change(box_key.owner, box_key.name, removed=[name]))
+        return missing
+
+    def _key_for(self, number: int) -> str:
+        """Return the key of an open file; the keeper is sent it if it is new."""
+        known = self._files.find(number)
+        if known is not None:
+            key = self._key[known]
+        else:
+            key = f"{_ENTRY}{self._new_number():x}"
+            self._store(key, number)
+        self._share(number, key)
+        return key
+
+    def _share(self, number: int, key: str) -> None:
+        sharers = self._sharers.setdefault(key, [])
+        if not sharers:
+            self._files.add(number)
+        sharers.append(number)
+        self._key[number] = key
+
+    def _new_number(self) -> int:
+        if self._free:
+            return heapq.heappop(self._free)
+        self._next += 1
+        return self._next - 1
 
     def _store(self, name: str, fd: int) -> None:
         # FDPOLL=0: an entry stays until it is removed, also when its other end hangs up.
         self._link.tell({"FDSTORE": "1", "FDNAME": name, "FDPOLL": "0"}, [fd])
+
+    def _let_go_of(self, name: str) -> None:
+        self._link.tell({"FDSTOREREMOVE": "1", "FDNAME": name})
 
     async def _change_journal(self) -> None:
         try:
@@ -144,8 +265,9 @@ class Keep:
         self._journals[self._generation] = fresh
         self._store(f"{_JOURNAL}{self._generation}", fresh.fileno())
         await self._link.barrier()
+        self._reached("a new journal is with the keeper")
         for generation in old:
-            self._link.tell({"FDSTOREREMOVE": "1", "FDNAME": f"{_JOURNAL}{generation}"})
+            self._let_go_of(f"{_JOURNAL}{generation}")
             self._journals.pop(generation).close()
 
 

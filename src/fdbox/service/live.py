@@ -73,6 +73,11 @@ class LiveUpdate:
             Action.FINISH: self._finish,
         }
 
+    @property
+    def idle(self) -> bool:
+        """Whether no update is running."""
+        return self.machine.phase is Phase.IDLE
+
     def check_changes_allowed(self) -> None:
         """Raise UpdateInProgress while boxes are being sealed for an update."""
         if self.machine.phase in _NO_CHANGES:
@@ -172,6 +177,7 @@ class LiveUpdate:
             self._failed(action, error)
         except OSError as error:
             self._failed(action, KernelError(f"{action.value}: {error}", errno=error.errno or 0))
+        self._vault.reached(f"update: {action.name}")
 
     def _failed(self, action: Action, error: FdboxError) -> None:
         log.error("update: cannot %s: %s", action.value, error)
@@ -179,6 +185,7 @@ class LiveUpdate:
             self._perform(self.machine.failed(error))
 
     async def _load(self) -> None:
+        self._vault.note_next_kernel(loaded=True)
         await asyncio.to_thread(self._load_kernel)
         if self.machine.dry_run:
             self._vault.check_carried()
@@ -218,6 +225,7 @@ class LiveUpdate:
 
     async def _unload(self) -> None:
         await asyncio.to_thread(self._vault.kernel.unload)
+        self._vault.note_next_kernel(loaded=False)
 
     async def _recall(self) -> None:
         for key in self._mailboxes:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from fdbox.errors import BoxNotFound, UsageError
 from fdbox.model import BoxKey, Carriage, Description
-from fdbox.service.access import ROOT, Peer, require_root, resolve_owner
+from fdbox.service.access import ROOT, Peer, require_operator, require_root, resolve_owner
 from fdbox.service.connection import Call, Handler, Reply
 from fdbox.service.live import Discard, LiveUpdate, Plan
 from fdbox.varlink import interface, wire
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from fdbox.handover.arrive import Loss
     from fdbox.linux.fd import OwnedFd
@@ -25,20 +27,31 @@ if TYPE_CHECKING:
 _LONGEST = 86400
 _LONGEST_NAME = 255
 
+#: Has the code now on disk take over, and returns its version.
+Replace = Callable[[], Awaitable[str]]
+
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 
 class Methods:
     """The handlers, by method name in `table`."""
 
-    def __init__(
-        self, vault: Vault, live: LiveUpdate, discard: Discard, *, version: str, timeout: float
+    def __init__(  # noqa: PLR0913 - the parts that methods work with
+        self,
+        vault: Vault,
+        live: LiveUpdate,
+        discard: Discard,
+        replace: Replace,
+        *,
+        version: str,
+        timeout: float,
     ) -> None:
-        """`discard` closes descriptors off the event loop; `timeout` (seconds) is an update's default."""
+        """`discard` closes descriptors off the event loop; `replace` has other code take over; `timeout` (seconds) is an update's default."""
         self._vault = vault
         self._boxes = vault.boxes
         self._live = live
         self._discard = discard
+        self._replace = replace
         self._version = version
         self._timeout = timeout
 
@@ -59,6 +72,7 @@ class Methods:
             "Subscribe": self.subscribe,
             "Ready": self.ready,
             "Status": self.status,
+            "Reexec": self.reexec,
         }
 
     # --- boxes -------------------------------------------------------------------------------------------------------
@@ -167,6 +181,13 @@ class Methods:
         self._boxes.find(key)
         self._live.check_changes_allowed()
         return Reply(interface.BoxReply(box=_box(await self._vault.unseal(key))))
+
+    # --- the daemon itself -------------------------------------------------------------------------------------------
+
+    async def reexec(self, call: Call) -> Reply:
+        """Reexec."""
+        require_operator(call.peer, os.geteuid(), "replacing the daemon")
+        return Reply(interface.ReexecReply(version=await self._replace()))
 
     # --- updates -----------------------------------------------------------------------------------------------------
 

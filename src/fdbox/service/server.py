@@ -38,11 +38,12 @@ __all__ = ["Call", "Handler", "Reply", "Server"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
-_BACKLOG = 128
+_BACKLOG = 4096  # clients wait here while the service is started again
 _ACCEPT_AT_ONCE = 32
 _ACCEPT_PAUSE_SECONDS = 1.0
 _DISCARD_SECONDS = 0.01
 _DISCARD_AT_ONCE = 512
+_DRAIN_SECONDS = 30.0
 
 
 class _Hangups:
@@ -103,6 +104,7 @@ class Server:
         self._paths: list[tuple[Path, int]] = []
         self._connections: set[Connection] = set()
         self._by_user: Counter[int] = Counter()
+        self._nobody = asyncio.Event()
         self._doomed: list[OwnedFd] = []
         self._closing: asyncio.Future[None] | None = None
         self._discard_timer: asyncio.TimerHandle | None = None
@@ -112,20 +114,22 @@ class Server:
         """How many connections are open."""
         return len(self._connections)
 
-    async def listen(self, path: Path, mode: int = 0o666, inherited: OwnedFd | None = None) -> None:
+    async def listen(self, path: Path, mode: int = 0o666, inherited: OwnedFd | None = None) -> bool:
         """Listen at `path`; whoever may connect is decided by its mode, what they may do by their uid.
 
-        A socket that was `inherited` listens there already, and clients may be waiting.
+        A socket that was `inherited` listens there already, and clients may be waiting: True if it still does.
 
         Raises:
             UsageError: a daemon answers there already.
             ConfigurationError: no socket can be made there.
         """
         if inherited is not None:
-            with contextlib.suppress(FileNotFoundError):
-                self._paths.append((path, path.stat().st_ino))  # noqa: ASYNC240 - nothing that blocks
-            self.serve_socket(socket.socket(fileno=inherited.detach()))
-            return
+            with inherited:
+                if path.is_socket():  # noqa: ASYNC240 - a stat of what we have made
+                    self._paths.append((path, path.stat().st_ino))  # noqa: ASYNC240 - as above
+                    self.serve_socket(socket.socket(fileno=inherited.detach()))
+                    return True
+            log.warning("somebody removed %s: listening there anew", path)
         try:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             sock = await asyncio.to_thread(_bind, path, mode)
@@ -136,6 +140,7 @@ class Server:
             ) from error
         self._paths.append((path, path.stat().st_ino))  # noqa: ASYNC240 - a stat of what was just made
         self.serve_socket(sock)
+        return False
 
     def serve_socket(self, sock: socket.socket) -> None:
         """Serve a socket that listens already (one from systemd, for example), and own it."""
@@ -163,17 +168,17 @@ class Server:
     async def close(self, *, again: bool = False) -> None:
         """Stop listening, end every connection, and return when no handler runs and nothing is left to close.
 
-        `again`: another process goes on with the listening socket, so that its path stays.
+        `again`: another process goes on with the listening socket, so that its path stays; calls that were read are
+        answered, and clients see by the connection's end that others were not.
         """
         for sock in self._listeners:
             self.loop.remove_reader(sock.fileno())
             sock.close()
         self._listeners.clear()
-        for path, inode in () if again else self._paths:
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_ino == inode:
-                    path.unlink()
-        self._paths.clear()
+        if again:
+            await self._drain()
+        else:
+            self._unlink()
         tasks = [connection.task for connection in self._connections if connection.task]
         for connection in list(self._connections):
             connection.close()
@@ -184,6 +189,22 @@ class Server:
             await asyncio.sleep(0)  # its callback runs in the next round
             self._close_doomed()
         self._hangups.close()
+
+    async def _drain(self) -> None:
+        """Answer every call that was read, and read no more."""
+        for connection in list(self._connections):
+            connection.finish()
+        if self._connections:
+            self._nobody.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._nobody.wait(), _DRAIN_SECONDS)
+
+    def _unlink(self) -> None:
+        for path, inode in self._paths:
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_ino == inode:
+                    path.unlink()
+        self._paths.clear()
 
     # --- for connections ---------------------------------------------------------------------------------------------
 
@@ -228,6 +249,8 @@ class Server:
         if connection in self._connections:
             self._connections.remove(connection)
             self._by_user[connection.peer.uid] -= 1
+        if not self._connections:
+            self._nobody.set()
 
     # --- listening ---------------------------------------------------------------------------------------------------
 

@@ -14,20 +14,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from fdbox.errors import FdboxError
-from fdbox.handover import arrive, seal
+from fdbox.handover import seal
+from fdbox.handover.arrive import Loss
 from fdbox.kinds import registry
 from fdbox.kinds.base import Look, glance, look
 from fdbox.linux.fd import OwnedFd, close_all
 from fdbox.model import BoxKey, BoxState, Carriage, Description
+from fdbox.ports import go_on
+from fdbox.service.arrival import loss_from
 from fdbox.service.boxes import Box, Boxes, Quota
-from fdbox.service.journal import Record
+from fdbox.service.journal import Change, NextKernel, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from fdbox.handover.arrive import Arrived
     from fdbox.handover.seal import SealedBox
-    from fdbox.ports import Carrier, Delivery, Kernel, Shipment
+    from fdbox.ports import Carrier, Kernel, Reached, Shipment
     from fdbox.service.keep import Keep
 
 T = TypeVar("T")
@@ -49,7 +52,13 @@ class Held:
 class Vault:
     """All boxes, what is sealed of them, and what came from the last kernel."""
 
-    def __init__(self, quota: Quota, carrier: Carrier[OwnedFd], kernel: Kernel) -> None:
+    def __init__(
+        self,
+        quota: Quota,
+        carrier: Carrier[OwnedFd],
+        kernel: Kernel,
+        reached: Reached = go_on,
+    ) -> None:
         """Begin empty."""
         self.boxes: Boxes[Held] = Boxes(quota)
         self.carrier = carrier
@@ -57,10 +66,10 @@ class Vault:
         #: None: nothing outlives this process
         self.keep: Keep | None = None
         self.arrived: int = 0
-        self.losses: list[arrive.Loss] = []
+        self.losses: list[Loss] = []
+        self.reached = reached
         self._sealed: dict[BoxKey, SealedBox] = {}
         self._index: Shipment | None = None
-        self._kept: list[Delivery[OwnedFd]] = []
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="fdbox-seal")
         self._turn = asyncio.Lock()  # one seal or unseal at a time
         self._sealed_by_update: list[BoxKey] = []
@@ -115,31 +124,34 @@ class Vault:
 
     def forget(self, released: Sequence[Held]) -> list[OwnedFd]:
         """Let the keeper go of what is in no box any more; return the descriptors, to be closed."""
+        fds = [held.fd for held in released]
         if self.keep is not None:
-            self.keep.let_go([held.key for held in released])
-        return [held.fd for held in released]
+            self.keep.let_go(fds)
+        return fds
 
     def create(self, key: BoxKey, *, exclusive: bool) -> tuple[Box[Held], bool]:
         """As `Boxes.create`, and NoRoom."""
-        with self._written(Record(key.owner, key.name)):
+        if key in self.boxes:
+            return self.boxes.create(key, exclusive=exclusive)
+        with self._written(Change(key.owner, key.name)):
             return self.boxes.create(key, exclusive=exclusive)
 
     def delete(self, key: BoxKey) -> list[OwnedFd]:
         """As `Boxes.delete`, and NoRoom."""
-        with self._written(Record(key.owner, key.name, deleted=True)):
+        with self._written(Change(key.owner, key.name, deleted=True)):
             released = self.boxes.delete(key)
         return self.forget(released)
 
     def put(self, key: BoxKey, new: Sequence[tuple[str, Held]], *, replace: bool) -> list[OwnedFd]:
         """As `Boxes.put`, and NoRoom."""
         noted = {name: (held.key, held.description.label) for name, held in new}
-        with self._written(Record(key.owner, key.name, put=noted)):
+        with self._written(Change(key.owner, key.name, put=noted)):
             released = self.boxes.put(key, new, replace=replace)
         return self.forget(released)
 
     def remove(self, key: BoxKey, names: Sequence[str]) -> list[OwnedFd]:
         """As `Boxes.remove`, and NoRoom."""
-        with self._written(Record(key.owner, key.name, removed=list(names))):
+        with self._written(Change(key.owner, key.name, removed=list(names))):
             released = self.boxes.remove(key, names)
         return self.forget(released)
 
@@ -151,6 +163,7 @@ class Vault:
             return
         self.keep.prepare(record)
         yield
+        self.reached("done, not written down")
         self.keep.write(record)
 
     # --- sealing -----------------------------------------------------------------------------------------------------
@@ -161,6 +174,7 @@ class Vault:
             await self._seal(key)
             try:
                 await self._run(self._publish)
+                self._note_sealed(key, sealed=True)
             except BaseException:
                 await self._thaw(key)
                 raise
@@ -170,11 +184,21 @@ class Vault:
         """Thaw a box in place; BoxNotSealed if it is open."""
         async with self._turn:
             if key in self._sealed:
+                self._note_sealed(key, sealed=False)
                 await self._thaw(key)
                 await self._run(self._publish)
             else:
                 self.boxes.unseal(key)  # says why not
         return self.boxes.find(key)
+
+    def _note_sealed(self, key: BoxKey, *, sealed: bool) -> None:
+        if self.keep is not None:
+            self.keep.write(Change(key.owner, key.name, sealed=sealed))
+
+    def note_next_kernel(self, *, loaded: bool) -> None:
+        """Have the process after this one know whether there is a kernel to take back; NoRoom."""
+        if self.keep is not None:
+            self.keep.write(NextKernel(loaded))
 
     async def seal_all(self, progress: Callable[[str], bool]) -> None:
         """Seal every open box; `progress` hears of each, and returns whether to go on. `thaw_all` undoes it."""
@@ -213,9 +237,11 @@ class Vault:
             self.boxes.undo_seal(key)
             raise
         self.boxes.end_seal(key)
+        self.reached("sealed")
 
     async def _thaw(self, key: BoxKey) -> None:
         await self._run(self._sealed.pop(key).thaw)
+        self.reached("thawed")
         self.boxes.unseal(key)
 
     def _publish(self) -> None:
@@ -242,61 +268,72 @@ class Vault:
     def take_over(self, keep: Keep) -> None:
         """Take in what the process before this one held; for the daemon's start, before anybody connects."""
         self.keep = keep
-        for key, entries in keep.contents.items():
+        contents = keep.contents
+        for key, box in contents.boxes.items():
             found = {}
-            for name, (kept, label) in entries.items():
-                fd = keep.take(kept)
-                if fd is None:
-                    self.losses.append(arrive.Loss(key, name, "the keeper does not have it"))
-                    continue
-                held = found[name] = _examined(fd, self.carrier.carriage())
+            for name, (kept, label) in box.entries.items():
+                held = found[name] = _examined(keep.take(kept), self.carrier.carriage())
                 held.key = kept
                 held.description = held.description._replace(label=label)
             self.boxes.adopt(key, found)
+        self.arrived = sum(contents.arrived.values())
+        self.losses += [loss_from(record) for record in contents.lost]
 
-    async def make_safe(self) -> None:
-        """Make what the last incarnation sent outlive this process, too."""
-        if self.keep is None:
-            return
-        for box in self.boxes:
-            fresh = [(name, held) for name, held in box.entries.items() if not held.key]
-            await self.hold([held for _, held in fresh])
-            noted = {name: (held.key, held.description.label) for name, held in fresh}
-            self.keep.write(Record(box.key.owner, box.key.name, put=noted))
-
-    def receive(self) -> None:
-        """Take in what the last incarnation sent; for the daemon's start, before anybody connects."""
-        try:
-            arrival = arrive.arrive(self.carrier, self.kernel.incarnation())
-        except FdboxError as error:
-            log.error("cannot ask for what the last kernel left: %s", error)  # noqa: TRY400 - the sentence says it all
-            self.losses.append(arrive.Loss(None, "", str(error)))
-            return
-        self.losses += arrival.losses
-        self._kept += arrival.kept
-        for loss in arrival.losses:
-            log.error("lost: %s %r: %s", loss.box, loss.entry, loss.reason)
-        for key, entries in arrival.boxes.items():
-            self.boxes.adopt(key, {name: self._readmit(entry) for name, entry in entries.items()})
-            self.arrived += len(entries)
-        if self.arrived:
-            log.info("%d entries arrived from the last kernel", self.arrived)
-
-    def _readmit(self, entry: Arrived) -> Held:
+    def readmit(self, entry: Arrived) -> Held:
+        """Return what came from the last kernel as it is kept."""
         held = _held(entry.fd, look(entry.fd.fileno()), self.carrier.carriage(), quick=True)
         held.description = held.description._replace(label=entry.label)
         return held
 
+    async def take_back_next_kernel(self) -> None:
+        """Unload what the process before this one had loaded for an update that ended with it."""
+        if self.keep is None or not self.keep.contents.next_kernel:
+            return
+        try:
+            await asyncio.to_thread(self.kernel.unload)
+        except FdboxError as error:
+            log.error("the next kernel is still loaded: %s", error)  # noqa: TRY400 - the sentence says it all
+            return
+        self.note_next_kernel(loaded=False)
+
+    async def seal_again(self) -> None:
+        """Seal what was sealed when the process before this one ended: what it had saved has ended with it."""
+        if self.keep is None:
+            return
+        wanted = [key for key, box in self.keep.contents.boxes.items() if box.sealed]
+        for key in wanted:
+            try:
+                await self.seal(key)
+            except FdboxError as error:
+                loss = Loss(key, "", f"it was sealed, and is open now: {error}")
+                log.error("%s %s", key, loss.reason)  # noqa: TRY400 - the sentence says it all
+                self.losses.append(loss)
+                self.keep.write(Change(key.owner, key.name, sealed=False))
+
+    async def hand_over(self) -> list[tuple[str, OwnedFd]]:
+        """Return the descriptors by their keys, for the process that takes over, and drop what is saved of them."""
+        async with self._turn:
+            await self._drop_saved()
+            held = {one.key: one.fd for box in self.boxes for one in box.entries.values()}
+            released = self.boxes.clear()
+            close_all(one.fd for one in released if held[one.key] is not one.fd)
+        self._worker.shutdown()
+        return list(held.items())
+
     async def close(self) -> None:
         """Let go of everything, at the end of the daemon."""
         async with self._turn:
-            if self._index is not None:
-                self._index.discard()
-            for sealed in self._sealed.values():
-                await self._run(sealed.thaw)
-            self._sealed.clear()
+            await self._drop_saved()
             await self._run(lambda: close_all(held.fd for held in self.boxes.clear()))
         self._worker.shutdown()
+
+    async def _drop_saved(self) -> None:
+        if self._index is not None:
+            self._index.discard()
+            self._index = None
+        for sealed in self._sealed.values():
+            await self._run(sealed.thaw)
+        self._sealed.clear()
 
 
 def _examined(fd: OwnedFd, has: Carriage) -> Held:

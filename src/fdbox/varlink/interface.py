@@ -166,6 +166,12 @@ class StatusReply(_Struct, frozen=True, kw_only=True):
     lost: list[Loss]
 
 
+class ReexecReply(_Struct, frozen=True, kw_only=True):
+    """The version of the code that takes over."""
+
+    version: str
+
+
 class Method(msgspec.Struct, frozen=True):
     """What one method takes and gives, whether it takes descriptors, and whether it may answer more than once."""
 
@@ -190,4 +196,5 @@ METHODS: dict[str, Method] = {
     "Subscribe": Method(Subscribe, SubscribeReply, more=True),
     "Ready": Method(Ready, Nothing),
     "Status": Method(Nothing, StatusReply),
+    "Reexec": Method(Nothing, ReexecReply),
 }

@@ -110,6 +110,9 @@ class _Again:
         self._parcels = {token: fd for fd, token in sealed.freight.parcels}
         self._parcels[0] = sealed.manifest.fileno()
 
+    def fileno(self) -> int:
+        raise AssertionError("nothing came")
+
     def take(self, token: int) -> OwnedFd:
         return memfd.reopen(self._parcels[token], os.O_RDWR)
 

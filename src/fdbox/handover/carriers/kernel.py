@@ -74,6 +74,10 @@ class KernelCarrier:
         except (liveupdate.SessionUnknown, liveupdate.LiveUpdateUnsupported):
             return None
 
+    def resume(self, name: str, fd: OwnedFd) -> _Delivery:  # noqa: ARG002 - a session knows its name
+        """Return a session that another process has retrieved, from its descriptor."""
+        return _Delivery(Session(fd))
+
     def _probe(self) -> None:
         shipment = self.ship(f"fdbox-probe-{secrets.token_hex(8)}")
         try:
@@ -158,6 +162,10 @@ class _Delivery:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+
+    def fileno(self) -> int:
+        """Return the session's descriptor, borrowed."""
+        return self._session.fileno()
 
     def take(self, token: int) -> OwnedFd:
         """Return what was preserved under `token`; errors as `Session.retrieve`."""

@@ -1,0 +1,122 @@
+"""What the last kernel left, made safe piece by piece: this process may die at any point of it, and nothing is lost.
+
+A delivery is with the keeper before anything is taken from it, and until what was in it is with the keeper and written
+down. Only between the system call that receives a delivery and the message to the keeper does it hang on us alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from typing import TYPE_CHECKING
+
+from fdbox.errors import FdboxError
+from fdbox.handover import arrive
+from fdbox.handover.arrive import BoxCame, Finished, Loss, Past, Received, Step
+from fdbox.linux.fd import OwnedFd, close_all
+from fdbox.model import BoxKey
+from fdbox.service.journal import Arrived, Change, Lost
+
+if TYPE_CHECKING:
+    from fdbox.ports import Delivery
+    from fdbox.service.vault import Vault
+
+log: logging.Logger = logging.getLogger(__name__)
+
+
+class Arrival:
+    """Takes in what comes, for the daemon's start, before anybody connects."""
+
+    def __init__(self, vault: Vault, sessions: dict[str, OwnedFd]) -> None:
+        """Own the deliveries that a process before this one had not finished; its journal tells how far it came."""
+        self._vault = vault
+        self._keep = vault.keep
+        self._sessions = sessions
+        #: what is not finished: unreadable, and kept for somebody who may still understand it
+        self.open: dict[str, Delivery[OwnedFd]] = {}
+
+    async def receive(self) -> None:
+        """Take everything in."""
+        try:
+            if self._keep is None or not self._keep.contents.everything_came:
+                await self._receive()
+        finally:
+            close_all(self._sessions.values())  # of what stays unfinished, the keeper has its own
+
+    async def _receive(self) -> None:
+        done = () if self._keep is None else frozenset(self._keep.contents.arrived)
+        past = Past(self._sessions, done)
+        steps = arrive.arrive(self._vault.carrier, self._vault.kernel.incarnation(), past)
+        try:
+            while (step := await asyncio.to_thread(next, steps, None)) is not None:
+                await self._make_safe(step)
+        except FdboxError as error:
+            log.error("cannot ask for what the last kernel left: %s", error)  # noqa: TRY400 - the sentence says it all
+            self._vault.losses.append(Loss(None, "", str(error)))
+            return
+        if self._keep is not None:
+            self._keep.write(Arrived(everything=True))
+
+    async def _make_safe(self, step: Step) -> None:
+        match step:
+            case Received():
+                self.open[step.session] = step.delivery
+                if self._keep is not None:
+                    await self._keep.hold_session(step.session, step.delivery.fileno())
+            case BoxCame():
+                for loss in step.losses:
+                    self._note(loss)
+                await self._adopt(step)
+            case Finished():
+                self.open.pop(step.session, None)
+                if self._keep is not None:
+                    self._keep.let_go_of_session(step.session)
+            case Loss():
+                self._note(step)
+        self._vault.reached(f"arrival: {type(step).__name__}")
+
+    def _note(self, loss: Loss) -> None:
+        log.error("lost: %s %r: %s", loss.box, loss.entry, loss.reason)
+        self._vault.losses.append(loss)
+        if self._keep is not None:
+            self._keep.write(lost_record(loss))
+
+    async def _adopt(self, came: BoxCame) -> None:
+        key = self._free_key(came.box)
+        fresh = {name: self._vault.readmit(entry) for name, entry in came.entries.items()}
+        await self._vault.hold(list(fresh.values()))
+        if self._keep is not None:
+            noted = {name: (held.key, held.description.label) for name, held in fresh.items()}
+            self._keep.write(Change(key.owner, key.name, put=noted, session=came.session))
+        self._vault.boxes.adopt(key, fresh)
+        self._vault.arrived += len(fresh)
+
+    def _free_key(self, key: BoxKey) -> BoxKey:
+        """Return where a box can go: somebody may have made one of its name while nothing could be asked for."""
+        free = key
+        for number in itertools.count(2):
+            if free not in self._vault.boxes:
+                break
+            free = BoxKey(key.owner, f"{key.name}.{number}")
+        if free != key:
+            log.warning(
+                "box %r of user %d is there already: the one that arrived is %r", *_names(key, free)
+            )
+        return free
+
+
+def _names(key: BoxKey, free: BoxKey) -> tuple[str, int, str]:
+    return key.name, key.owner, free.name
+
+
+def lost_record(loss: Loss) -> Lost:
+    """Return a loss as it is written down."""
+    box = loss.box or BoxKey(0, "")
+    return Lost(box.owner, box.name, loss.entry, loss.reason)
+
+
+def loss_from(record: Lost) -> Loss:
+    """Return a loss that was written down."""
+    box = BoxKey(record.owner, record.box) if record.box else None
+    return Loss(box, record.entry, record.reason)
