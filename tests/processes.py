@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import fdbox
 
@@ -23,24 +24,42 @@ def service_of(keeper: int) -> int:
     return int(children[-1]) if children else 0
 
 
-class Serving:
-    """A `fdbox serve` of the test's own, at a socket of its own."""
+def links_of(pid: int) -> list[str]:
+    """Return what a process's descriptors point to."""
+    found = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed while we look
+            found.append(str(fd.readlink()))
+    return found
 
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="fdbox")
-        self.socket = Path(self._folder.name) / "io.fdbox"
-        self._log = Path(self._folder.name) / "log"
-        command = [sys.executable, "-m", "fdbox", "serve", "--socket", str(self.socket)]
+
+def serve(folder: Path) -> list[str]:
+    """Return the command of a daemon whose socket is `io.fdbox` in a folder."""
+    return [sys.executable, "-m", "fdbox", "serve", "--socket", str(folder / "io.fdbox")]
+
+
+class Serving:
+    """A daemon of the test's own, in a folder of its own."""
+
+    def __init__(
+        self,
+        command: Callable[[Path], list[str]] = serve,
+        **options: Any,  # noqa: ANN401 - of Popen
+    ) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="fdbox")
+        self.folder = Path(self._temporary.name)
+        self.socket = self.folder / "io.fdbox"
+        self._log = self.folder / "log"
         with self._log.open("w") as out:
-            self._keeper = subprocess.Popen(command, stdout=out, stderr=out)
-        self._until(self.socket.exists)
+            self._keeper = subprocess.Popen(command(self.folder), stdout=out, stderr=out, **options)
+        self.until(self.socket.exists)
 
     def kill_service(self) -> None:
         """Kill the service, as soon as there is one, and return when there is another."""
-        self._until(lambda: service_of(self._keeper.pid) != 0)
+        self.until(lambda: service_of(self._keeper.pid) != 0)
         before = service_of(self._keeper.pid)
         os.kill(before, signal.SIGKILL)
-        self._until(lambda: service_of(self._keeper.pid) not in (0, before))
+        self.until(lambda: service_of(self._keeper.pid) not in (0, before))
 
     def reexec(self) -> None:
         """Have the code on disk take over from the service and the keeper, and return when the service answers again."""
@@ -50,7 +69,11 @@ class Serving:
 
     def held(self) -> list[str]:
         """Return what the keeper's descriptors point to."""
-        return [str(fd.readlink()) for fd in Path(f"/proc/{self._keeper.pid}/fd").iterdir()]
+        return links_of(self._keeper.pid)
+
+    def held_by_service(self) -> list[str]:
+        """Return what the service's descriptors point to."""
+        return links_of(service_of(self._keeper.pid))
 
     def kill_keeper(self) -> int:
         """Kill the keeper, and return the pid of the service, which goes on."""
@@ -61,7 +84,7 @@ class Serving:
 
     def clean_up(self) -> None:
         """Remove the files of one that has ended."""
-        self._folder.cleanup()
+        self._temporary.cleanup()
 
     def stop(self) -> None:
         """End it, as `kill` does."""
@@ -72,7 +95,7 @@ class Serving:
         assert status == 0, log
         assert "Traceback" not in log, log
 
-    def _until(self, good: Callable[[], bool]) -> None:
+    def until(self, good: Callable[[], bool]) -> None:
         end = time.monotonic() + 20
         while not good():
             assert self._keeper.poll() is None, self._log.read_text()

@@ -103,6 +103,7 @@ def store(socket_path: Path) -> Iterator[Store]:
     async def serve() -> None:
         server = Server(store.handlers())
         await server.listen(socket_path)
+        server.begin()
         up.set()
         await down.wait()
         await server.close()

@@ -3,8 +3,8 @@
 It reads nothing from clients and decides nothing. The service's end is told by its status:
 
     0                         it was told to stop: the keeper ends, and lets everything go
-    killed, or another status it is started again: at once, or later each time, if it was not even ready to serve;
-                              the keeper ends if the first one was not
+    another                   it cannot serve: the keeper ends if there is nothing that it holds
+    killed, and all others    it is started again: at once, or later each time, if it was not even ready to serve
 
 Signals are blocked and read, so that none is lost, whatever the keeper is about, also while it replaces itself.
 """
@@ -42,9 +42,8 @@ class State:
     store: Store
     notify: socket.socket
     service: int = 0
-    #: whether this service was ready to serve, and whether any was
+    #: whether this service was ready to serve
     ready: bool = False
-    ever_ready: bool = False
 
 
 class Keeper:
@@ -62,7 +61,7 @@ class Keeper:
         pause = 0.0
         while not self._told_to_end(pause):
             status = self._live()
-            if status == 0 or not state.ever_ready:
+            if status == 0 or (status > 0 and not state.store.contents()):
                 return status
             _say(f"the service ended with status {status}: starting it again")
             pause = 0.0 if state.ready else _next_pause(pause)
@@ -139,9 +138,8 @@ class Keeper:
                 _replace(self._command, self._state)
 
     def _is_ready(self) -> None:
-        if not self._state.ever_ready:
-            _tell_our_manager()
-        self._state.ready = self._state.ever_ready = True
+        self._state.ready = True
+        _tell_our_manager()
 
 
 def _tell_our_manager() -> None:
@@ -199,8 +197,7 @@ def _taken_over(note: str) -> State:
         os.set_inheritable(number, False)  # noqa: FBT003 - takes no keyword
         store.add(name, [OwnedFd(number)], poll=False)
     notify = sdnotify.adopt(told["notify"])
-    ready = bool(told["ready"])
-    return State(store, notify, told["service"], ready=ready, ever_ready=True)
+    return State(store, notify, told["service"], ready=bool(told["ready"]))
 
 
 def run(command: Sequence[str]) -> int:

@@ -19,6 +19,8 @@ from fdbox.model import BoxKey
 from fdbox.service.journal import Arrived, Change, Lost
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fdbox.ports import Delivery
     from fdbox.service.vault import Vault
 
@@ -33,6 +35,7 @@ class Arrival:
         self._vault = vault
         self._keep = vault.keep
         self._sessions = sessions
+        self._failed = False
         #: what is not finished: unreadable, and kept for somebody who may still understand it
         self.open: dict[str, Delivery[OwnedFd]] = {}
 
@@ -48,15 +51,20 @@ class Arrival:
         done = () if self._keep is None else frozenset(self._keep.contents.arrived)
         past = Past(self._sessions, done)
         steps = arrive.arrive(self._vault.carrier, self._vault.kernel.incarnation(), past)
+        while (step := await self._next(steps)) is not None:
+            await self._make_safe(step)
+        if self._keep is not None and not self._failed:
+            self._keep.write(Arrived(everything=True))
+
+    async def _next(self, steps: Iterator[Step]) -> Step | None:
+        """Return the next step, or None after the last; a carrier that cannot be asked is asked by the next process."""
         try:
-            while (step := await asyncio.to_thread(next, steps, None)) is not None:
-                await self._make_safe(step)
+            return await asyncio.to_thread(next, steps, None)
         except FdboxError as error:
             log.error("cannot ask for what the last kernel left: %s", error)  # noqa: TRY400 - the sentence says it all
             self._vault.losses.append(Loss(None, "", str(error)))
-            return
-        if self._keep is not None:
-            self._keep.write(Arrived(everything=True))
+            self._failed = True
+            return None
 
     async def _make_safe(self, step: Step) -> None:
         match step:

@@ -119,19 +119,24 @@ class Service:
         )
 
     async def start(self, socket: Path) -> None:
-        """Take in what the last process and the last kernel left, then listen: nobody sees a box before it is whole."""
-        inherited, sessions = None, {}
+        """Take in what the last process and the last kernel left, then serve: nobody sees a box before it is whole.
+
+        What may keep us from serving at all comes first, while the keeper has nothing of the last kernel to lose.
+        """
+        inherited = None if self._keep is None else self._keep.take_listener()
+        is_known = await self.server.listen(socket, inherited=inherited)
+        sessions = {}
         if self._keep is not None:
             await asyncio.to_thread(self.vault.take_over, self._keep)
-            inherited, sessions = self._keep.take_listener(), self._keep.take_sessions()
-            await self._keep.begin()
+            sessions = self._keep.take_sessions()
+            await self._keep.begin(None if is_known else self.server.listener)
         self._arrival = Arrival(self.vault, sessions)
         await self._arrival.receive()
         await self.vault.take_back_next_kernel()
         await self.vault.seal_again()
-        is_known = await self.server.listen(socket, inherited=inherited)
+        self.server.begin()
         if self._keep is not None:
-            await self._keep.ready(None if is_known else self.server.listener)
+            await self._keep.ready()
 
     async def replace(self) -> str:
         """Have the code now on disk take over, the keeper's too; return its version.

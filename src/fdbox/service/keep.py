@@ -98,8 +98,11 @@ class Keep:
         names = [name for name in self._given if name.startswith(_SESSION)]
         return {name.removeprefix(_SESSION): self._given.pop(name) for name in names}
 
-    async def begin(self) -> None:
-        """Begin a new journal, and let go of what nobody took; errors as `hold`."""
+    async def begin(self, listener: socket.socket | None) -> None:
+        """Begin a new journal, let go of what nobody took, and hold a new `listener`; errors as `hold`."""
+        if listener is not None:
+            self._let_go_of(LISTENER)
+            self._store(LISTENER, listener.fileno())
         for name, fd in self._given.items():
             if name not in self._sharers:
                 self._let_go_of(name)
@@ -107,11 +110,8 @@ class Keep:
         self._given.clear()
         await self._replace_journals()
 
-    async def ready(self, listener: socket.socket | None) -> None:
-        """Say that clients are served from now on; a new `listener` is held too."""
-        if listener is not None:
-            self._let_go_of(LISTENER)
-            self._store(LISTENER, listener.fileno())
+    async def ready(self) -> None:
+        """Say that clients are served from now on."""
         self._link.tell({"READY": "1"})
         await self._link.barrier()
 

@@ -26,6 +26,7 @@ class KeeperLink:
 
     def __init__(self, notify_socket: str) -> None:
         """Connect; OSError if nobody is there."""
+        self._address = notify_socket
         self._sock = sdnotify.connect(notify_socket)
         self._parent = os.getppid()
         self._outbox: deque[tuple[Mapping[str, str], Sequence[int]]] = deque()
@@ -52,7 +53,7 @@ class KeeperLink:
                     await asyncio.shield(self._sending)
             await _closed(reading.fileno())
         # If it died, what was on its way was closed with it, and looks like an answer.
-        if self._lost or os.getppid() != self._parent:
+        if self._lost or not self._is_alive():
             raise KeeperGone("the keeper is gone, and nothing new can be made safe")
 
     async def close(self) -> None:
@@ -82,13 +83,28 @@ class KeeperLink:
             except OSError as error:
                 if error.errno == errno.EBADF:  # whoever sent it was cancelled, and takes it back
                     return
-                if error.errno != errno.ETOOMANYREFS:
-                    raise
-                await asyncio.sleep(
-                    _RETRY_SECONDS
-                )  # too many descriptors on their way for this user
+                if error.errno == errno.ETOOMANYREFS:  # on their way for this user
+                    await asyncio.sleep(_RETRY_SECONDS)
+                else:
+                    self._connect_again(error)
             else:
                 return
+
+    def _connect_again(self, error: OSError) -> None:
+        """Replace a socket that takes nothing any more; OSError if the keeper is gone.
+
+        A message is sent whole or not at all, so that nothing is lost. Somebody else may have taken its address when it is
+        gone: descriptors are for our parent alone.
+        """
+        if not self._is_alive():
+            raise error
+        log.warning("the connection to the keeper is made anew: %s", error)
+        fresh = sdnotify.connect(self._address)
+        self._sock.close()
+        self._sock = fresh
+
+    def _is_alive(self) -> bool:
+        return os.getppid() == self._parent
 
 
 async def _closed(fd: int) -> None:

@@ -1,7 +1,8 @@
 """Sockets and calls: the listener, its connections and the handlers that serve them, on one asyncio event loop.
 
     server = Server({"Status": status, "Put": put, "Subscribe": subscribe})
-    await server.listen(default_socket())
+    await server.listen(default_socket())  # clients may come, and wait
+    server.begin()
     ...
     await server.close()
 
@@ -115,7 +116,7 @@ class Server:
         return len(self._connections)
 
     async def listen(self, path: Path, mode: int = 0o666, inherited: OwnedFd | None = None) -> bool:
-        """Listen at `path`; whoever may connect is decided by its mode, what they may do by their uid.
+        """Listen at `path`; whoever may connect is decided by its mode, what they may do by their uid. They wait for `begin`.
 
         A socket that was `inherited` listens there already, and clients may be waiting: True if it still does.
 
@@ -127,7 +128,8 @@ class Server:
             with inherited:
                 if path.is_socket():  # noqa: ASYNC240 - a stat of what we have made
                     self._paths.append((path, path.stat().st_ino))  # noqa: ASYNC240 - as above
-                    self.serve_socket(socket.socket(fileno=inherited.detach()))
+                    self._listeners.append(socket.socket(fileno=inherited.detach()))
+                    self.listener.setblocking(False)  # noqa: FBT003 - takes no keyword
                     return True
             log.warning("somebody removed %s: listening there anew", path)
         try:
@@ -139,14 +141,13 @@ class Server:
                 remedy="set FDBOX_SOCKET to a path in a directory that you may write to",
             ) from error
         self._paths.append((path, path.stat().st_ino))  # noqa: ASYNC240 - a stat of what was just made
-        self.serve_socket(sock)
+        self._listeners.append(sock)
         return False
 
-    def serve_socket(self, sock: socket.socket) -> None:
-        """Serve a socket that listens already (one from systemd, for example), and own it."""
-        sock.setblocking(False)  # noqa: FBT003 - takes no keyword
-        self._listeners.append(sock)
-        self.loop.add_reader(sock.fileno(), self._accept, sock)
+    def begin(self) -> None:
+        """Serve who comes."""
+        for sock in self._listeners:
+            self.loop.add_reader(sock.fileno(), self._accept, sock)
 
     def serve_connection(self, sock: socket.socket) -> None:
         """Serve one connected socket, and own it."""
