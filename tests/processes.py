@@ -67,6 +67,15 @@ class Serving:
             assert client.reexec() == fdbox.__version__
             client.status()
 
+    @property
+    def keeper(self) -> int:
+        """The keeper's pid."""
+        return self._keeper.pid
+
+    def log(self) -> str:
+        """Return what they have said."""
+        return self._log.read_text()
+
     def held(self) -> list[str]:
         """Return what the keeper's descriptors point to."""
         return links_of(self._keeper.pid)
@@ -101,3 +110,40 @@ class Serving:
             assert self._keeper.poll() is None, self._log.read_text()
             assert time.monotonic() < end, self._log.read_text()
             time.sleep(0.005)
+
+
+ROOT = Path(__file__).parents[1]
+
+
+class Faulty(Serving):
+    """A daemon with faults: tests/service/faulty.py says which."""
+
+    def __init__(self, **options: object) -> None:
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+        environment.update(options.pop("env", {}))  # type: ignore[call-overload]
+        super().__init__(
+            lambda folder: [sys.executable, "-m", "tests.service.faulty", str(folder)],
+            env=environment,
+            cwd=ROOT,
+            **options,
+        )
+
+    def trace(self) -> list[str]:
+        return (self.folder / "trace").read_text().splitlines()
+
+    def arm(self, steps: int, what: str) -> None:
+        (self.folder / "fault").write_text(f"{steps} {what}")
+
+    def answers(self) -> bool:
+        try:
+            fdbox.connect(self.socket).close()
+        except fdbox.ConnectionLost:  # killed before the keeper had its socket
+            return False
+        return True
+
+    def disarm(self) -> bool:
+        """Return whether the fault never happened."""
+        fault = self.folder / "fault"
+        was_there = fault.exists()
+        fault.unlink(missing_ok=True)
+        return was_there

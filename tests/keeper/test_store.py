@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -89,3 +90,18 @@ def test_a_hang_up_ends_a_stay_unless_it_is_not_polled(store: Store, poll: str) 
     assert readable == bool(dropped) == (poll == "1")
     assert len(names(store)) == 2 - len(dropped)
     assert all(name == "stored" and fd.closed for name, fd in dropped)
+
+
+def test_what_cannot_be_watched_is_held_all_the_same(store: Store) -> None:
+    nested = [select.epoll()]
+    with contextlib.suppress(OSError):  # ELOOP: the kernel allows so many below one another
+        while True:
+            outer = select.epoll()
+            outer.register(nested[-1], select.EPOLLIN)
+            nested.append(outer)
+    outer.close()
+    assert 1 < len(nested) < 20
+    obey(sdnotify.Message({"FDSTORE": "1"}, [dup(nested[-1].fileno())], 0), store)
+    assert names(store) == ["stored"]
+    for one in nested:
+        one.close()

@@ -6,9 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -22,14 +20,13 @@ from fdbox.linux.fd import OwnedFd, close_all
 from fdbox.model import BoxKey
 from tests.fakes.carrier import FIRST, FakeKernel
 from tests.fakes.sessions import SocketCarrier
-from tests.processes import Serving
+from tests.processes import Faulty
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-ROOT = Path(__file__).parents[2]
 
 #: box -> its state, and entry -> which of the files
 Model = dict[str, tuple[str, dict[str, str]]]
@@ -95,40 +92,6 @@ OPERATIONS = {
     "update": Operation(update, BEFORE),
     "reexec": Operation(reexec, BEFORE),
 }
-
-
-class Faulty(Serving):
-    """A daemon with faults."""
-
-    def __init__(self, **options: object) -> None:
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
-        environment.update(options.pop("env", {}))  # type: ignore[call-overload]
-        super().__init__(
-            lambda folder: [sys.executable, "-m", "tests.service.faulty", str(folder)],
-            env=environment,
-            cwd=ROOT,
-            **options,
-        )
-
-    def trace(self) -> list[str]:
-        return (self.folder / "trace").read_text().splitlines()
-
-    def arm(self, steps: int, what: str) -> None:
-        (self.folder / "fault").write_text(f"{steps} {what}")
-
-    def answers(self) -> bool:
-        try:
-            fdbox.connect(self.socket).close()
-        except fdbox.ConnectionLost:  # killed before the keeper had its socket
-            return False
-        return True
-
-    def disarm(self) -> bool:
-        """Return whether the fault never happened."""
-        fault = self.folder / "fault"
-        was_there = fault.exists()
-        fault.unlink(missing_ok=True)
-        return was_there
 
 
 @pytest.fixture

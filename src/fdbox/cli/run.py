@@ -67,9 +67,8 @@ def _count(text: str) -> int:
 )
 def run(options: argparse.Namespace) -> int:
     """Supervise the program until it ends for good."""
-    from fdbox.keeper.store import Store  # noqa: PLC0415 - only this verb needs them, and they take time
-    from fdbox.service.boxshelf import BoxShelf, stored_name  # noqa: PLC0415 - as above
-    from fdbox.service.supervisor import Restart, Supervisor  # noqa: PLC0415 - as above
+    from fdbox.service.boxshelf import BoxShelf, stored_name  # noqa: PLC0415 - only this verb needs them, and they take time
+    from fdbox.service.supervisor import OwnStore, Restart, Supervisor  # noqa: PLC0415 - as above
 
     if not options.command:
         raise UsageError("no program to run", remedy="name it after `--`: fdbox run -- CMD")
@@ -77,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         store: Holder
         if options.box is None:
-            own = store = Store(options.max_fds)
+            own = store = OwnStore(options.max_fds)
             stack.callback(own.close)
         else:
             box = stack.enter_context(connect(options)).box(options.box, options.owner)

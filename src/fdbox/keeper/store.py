@@ -6,17 +6,18 @@ EPOLLERR) goes by itself, unless it came with FDPOLL=0.
 
 from __future__ import annotations
 
+import errno
 import logging
 import select
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from fdbox.linux.fd import OwnedFd, close_all
 from fdbox.linux.kcmp import OpenFiles
 from fdbox.linux.sdnotify import MAX_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fdbox.linux.fd import OwnedFd
     from fdbox.linux.sdnotify import Message
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ def obey(message: Message, shelf: Shelf) -> None:
         name = name if may_be_name(name) else UNNAMED
         shelf.add(name, message.descriptors, poll=fields.get("FDPOLL") != "0")
     else:
-        close_all(message.descriptors)
+        for fd in message.descriptors:
+            _close(fd)
 
 
 def may_be_name(name: str) -> bool:
@@ -82,10 +84,10 @@ class Store:
         for fd in fds:
             if self._count >= self._limit:
                 log.error("no room for %r: the limit is %d descriptors", name, self._limit)
-                fd.close()
+                _close(fd)
                 continue
             if self._files.find(fd.fileno()) is not None:
-                fd.close()
+                _close(fd)
                 continue
             self._files.add(fd.fileno())
             self._held.setdefault(name, []).append(Held(fd, poll and self._watch(fd)))
@@ -122,7 +124,11 @@ class Store:
     def _watch(self, fd: OwnedFd) -> bool:
         try:
             self._hangups.register(fd.fileno(), 0)
-        except PermissionError:  # memory and other files that are always ready: they never hang up
+        except OSError as error:
+            # EPERM: memory and other files that are always ready, which never hang up. What else there is (ELOOP of epolls in
+            # epolls, ENOSPC) is no reason not to hold it.
+            if error.errno != errno.EPERM:
+                log.warning("a hang-up will not be seen: %s", error)
             return False
         return True
 
@@ -131,4 +137,12 @@ class Store:
             self._hangups.unregister(held.fd.fileno())
         self._files.discard(held.fd.fileno())
         self._count -= 1
-        held.fd.close()
+        _close(held.fd)
+
+
+def _close(fd: OwnedFd) -> None:
+    """Close a descriptor; what its file system says then is for whoever wrote, and must not end who only holds."""
+    try:
+        fd.close()
+    except OSError as error:
+        log.warning("closing what was held: %s", error)

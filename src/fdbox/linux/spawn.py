@@ -6,6 +6,7 @@ import array
 import contextlib
 import fcntl
 import os
+import resource
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -19,12 +20,21 @@ if TYPE_CHECKING:
 FIRST = 3  # SD_LISTEN_FDS_START
 
 _PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
+_ATTEMPTS = 3
 
 _ERRNO = array.array("i", [0])
 
+#: (soft, hard), as getrlimit(2) has them
+Limit = tuple[int, int]
 
-def become(command: Sequence[str], environment: Mapping[str, str], fds: Sequence[int]) -> NoReturn:
-    """Turn this process into a program, with `fds` as its descriptors 3, 4, ...
+
+def become(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    fds: Sequence[int],
+    file_limit: Limit | None = None,
+) -> NoReturn:
+    """Turn this process into a program, with `fds` as its descriptors 3, 4, ..., and then this RLIMIT_NOFILE.
 
     Where the environment has LISTEN_FDS it gets LISTEN_PID.
 
@@ -37,6 +47,8 @@ def become(command: Sequence[str], environment: Mapping[str, str], fds: Sequence
     moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST + len(fds)) for fd in fds]
     for number, fd in enumerate(moved, FIRST):
         os.dup2(fd, number)
+    if file_limit is not None:  # only now: a number over it could not be made
+        resource.setrlimit(resource.RLIMIT_NOFILE, file_limit)
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -50,23 +62,34 @@ def start(
     fds: Sequence[int],
     *,
     own_group: bool = False,
+    file_limit: Limit | None = None,
 ) -> int:
     """Return the pid of a new child that is a program as `become` makes it; errors as `become`.
 
-    For a process with one thread: a fork takes no other one along. `own_group` makes it lead a process group.
+    For a process with one thread: a fork takes no other one along. `own_group` makes it lead a process group;
+    `file_limit` is what it has of RLIMIT_NOFILE, if not what this process has.
     """
     reading, writing = (OwnedFd(end) for end in os.pipe2(os.O_CLOEXEC))
     with reading:
         with writing:
             child = os.fork()
             if child == 0:
-                _be_child(command, environment, fds, writing.fileno(), own_group=own_group)
+                _be_child(
+                    command, environment, fds, writing.fileno(), file_limit, own_group=own_group
+                )
         failed = os.read(reading.fileno(), _ERRNO.itemsize)
     if failed:
         os.waitpid(child, 0)
         code = array.array("i", failed)[0]
         raise OSError(code, os.strerror(code), command[0])
     return child
+
+
+def raise_file_limit() -> Limit:
+    """Let this process have as many descriptors as it may (RLIMIT_NOFILE); return the limit from before."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    return before
 
 
 def adopt_orphans() -> None:
@@ -85,17 +108,25 @@ def parent_of(pid: int) -> int:
 
 
 def descends_from(pid: int, ancestor: int) -> bool:
-    """Return whether a process is a child of `ancestor`, or a child's child, and so on."""
+    """Return whether a process is a child of `ancestor`, or a child's child, and so on.
+
+    One in between may end just now; then its children have another parent, and are asked once more.
+    """
+    return any(_leads_up(pid, ancestor) for _ in range(_ATTEMPTS))
+
+
+def _leads_up(pid: int, ancestor: int) -> bool:
     while pid not in (0, ancestor):
         pid = parent_of(pid)
-    return pid == ancestor
+    return pid != 0
 
 
-def _be_child(
+def _be_child(  # noqa: PLR0913 - what a child is made of
     command: Sequence[str],
     environment: Mapping[str, str],
     fds: Sequence[int],
     failure: int,
+    file_limit: Limit | None,
     *,
     own_group: bool,
 ) -> NoReturn:
@@ -106,7 +137,7 @@ def _be_child(
             os.setpgid(0, 0)
         # It must not be in the way of what is moved to 3, 4, ...
         failure = fcntl.fcntl(failure, fcntl.F_DUPFD_CLOEXEC, FIRST + 2 * len(fds))
-        become(command, environment, fds)
+        become(command, environment, fds, file_limit)
     except OSError as error:
         code = error.errno or 0
     finally:

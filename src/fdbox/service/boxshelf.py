@@ -1,19 +1,21 @@
 """A box as the file descriptor store of a program: what it stores outlives its supervisor, and the kernel.
 
 A store may have several descriptors under one name, a box has one: `conn`, `conn:2`, `conn:3`, for no name in a store has
-a colon. A slash, which no box takes, becomes U+2044, which no store takes.
+a colon. A slash, which no box takes, becomes U+2044, which no store takes. What others put into the box is left alone.
 
-While the box takes nothing (it is sealed, or the daemon is away), what the program stores is held here, and put when it
-is asked for again.
+While the box takes nothing (it is sealed, or the daemon is away), what the program stores is held here; `catch_up` puts it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
-from fdbox.errors import EntryNotFound, FdboxError
+from fdbox.errors import ConnectionLost, EntryExists, EntryNotFound, FdboxError
 from fdbox.keeper.store import Store
+from fdbox.linux.fd import close_all
+from fdbox.linux.kcmp import OpenFiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,12 +26,13 @@ if TYPE_CHECKING:
 log: logging.Logger = logging.getLogger(__name__)
 
 _SLASH = "\N{FRACTION SLASH}"
+_ATTEMPTS = 3
 
 
 def stored_name(entry: str) -> str:
-    """Return the name in the store of an entry of the box."""
+    """Return the name in the store of an entry of the box; one with a colon cannot be told to a program."""
     name, colon, number = entry.rpartition(":")
-    return (name if colon and number.isdecimal() else entry).replace(_SLASH, "/")
+    return (name if name and colon and number.isdecimal() else entry).replace(_SLASH, "/")
 
 
 class BoxShelf:
@@ -41,7 +44,12 @@ class BoxShelf:
         self._limit = limit
         self._copies = Store(limit)
         self._polled: set[str] = set()
+        #: entries that are not in the box yet, and those that are still in it
         self._missing: set[str] = set()
+        self._leaving: set[str] = set()
+        #: names that others have taken since the box was read
+        self._others: set[str] = set()
+        self._was_read = False
 
     def fileno(self) -> int:
         """Return a descriptor, borrowed, that is readable when `drop_hung_up` has something to do."""
@@ -71,31 +79,51 @@ class BoxShelf:
             self._take_out(entry)
         return dropped
 
+    def catch_up(self) -> bool:
+        """Do what the box did not take before; return whether something is left."""
+        for entry, fd in self._copies.contents():
+            if entry in self._missing:
+                self._put(entry, fd)
+        for entry in sorted(self._leaving):
+            self._take_out(entry)
+        return bool(self._missing or self._leaving)
+
     def contents(self) -> list[tuple[str, OwnedFd]]:
         """Return (name, descriptor), borrowed, of what is in the box now, others' entries too.
 
-        What the box did not take yet is among it; without the daemon, it is what was there last.
+        What the box did not take yet is among it; without the daemon, it is what was there last. An FdboxError if it was
+        never read: a program that finds nothing would begin anew.
         """
-        held = dict(self._copies.contents())
-        for entry in self._missing & held.keys():
-            self._put(entry, held[entry])
+        self.catch_up()
         try:
-            fresh = self._box.get_many([one.name for one in self._box.list()])
+            fresh = self._read()
         except FdboxError as error:
+            if not self._was_read:
+                raise
             log.error("box %r cannot be read, going on with what it had: %s", self._box.name, error)  # noqa: TRY400 - the sentence says it all
         else:
+            self._was_read = True
+            self._others.clear()
             self._replace_copies(fresh)
-        return [(stored_name(entry), fd) for entry, fd in self._copies.contents()]
+        named = [(stored_name(entry), fd) for entry, fd in self._copies.contents()]
+        if untold := [name for name, _ in named if ":" in name]:
+            log.error("%s: not given, ':' separates the names in LISTEN_FDNAMES", untold)
+        return [(name, fd) for name, fd in named if ":" not in name]
 
     def close(self) -> None:
         """Close the copies; the box goes on."""
         self._copies.close()
 
+    def _read(self) -> dict[str, OwnedFd]:
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(EntryNotFound):  # taken out since it was listed
+                return self._box.get_many([one.name for one in self._box.list()])
+        return self._box.get_many([one.name for one in self._box.list()])
+
     def _replace_copies(self, fresh: dict[str, OwnedFd]) -> None:
-        before, self._copies = (
-            self._copies,
-            Store(max(self._limit, len(fresh) + len(self._missing))),
-        )
+        close_all(fresh.pop(entry) for entry in self._leaving & fresh.keys())
+        room = max(self._limit, len(fresh) + len(self._missing))
+        before, self._copies = self._copies, Store(room)
         for entry, fd in fresh.items():
             self._copies.add(entry, [fd], poll=entry in self._polled)
         for entry, fd in before.contents():
@@ -104,7 +132,7 @@ class BoxShelf:
         before.close()
 
     def _free_entry(self, name: str) -> str:
-        taken = {entry for entry, _ in self._copies.contents()}
+        taken = {entry for entry, _ in self._copies.contents()} | self._others | self._leaving
         entry, number = name, 1
         while entry in taken:
             number += 1
@@ -112,14 +140,39 @@ class BoxShelf:
         return entry
 
     def _put(self, entry: str, fd: OwnedFd) -> None:
+        """Put a copy into the box; where another client has taken its name, under another one."""
         try:
-            # A copy of ours has this name, so that to replace is to do it again after an answer that was lost.
-            self._box.put(entry, fd, replace=True)
+            is_taken = self._offer(entry, fd)
         except FdboxError as error:
-            log.error("%r is not in box %r yet: %s", entry, self._box.name, error)  # noqa: TRY400 - as above
+            if entry not in self._missing:
+                log.error("%r is not in box %r yet: %s", entry, self._box.name, error)  # noqa: TRY400 - as above
             self._missing.add(entry)
-        else:
-            self._missing.discard(entry)
+            return
+        self._missing.discard(entry)
+        if is_taken:
+            self._others.add(entry)
+            again, poll = fd.dup(), entry in self._polled
+            self._polled.discard(entry)
+            self._copies.remove(entry)
+            self.add(stored_name(entry), [again], poll=poll)
+
+    def _offer(self, entry: str, fd: OwnedFd) -> bool:
+        """Put a copy into the box; return whether it has something else under this name."""
+        try:
+            self._put_in(entry, fd)
+        except EntryExists:  # by an attempt whose answer was lost, or by another client
+            with self._box.get(entry) as there:
+                files = OpenFiles()
+                files.add(there.fileno())
+                return files.find(fd.fileno()) is None
+        return False
+
+    def _put_in(self, entry: str, fd: OwnedFd) -> None:
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(ConnectionLost):
+                self._box.put(entry, fd)
+                return
+        self._box.put(entry, fd)
 
     def _take_out(self, entry: str) -> None:
         self._polled.discard(entry)
@@ -131,4 +184,8 @@ class BoxShelf:
         except EntryNotFound:
             log.info("%r is in box %r no more", entry, self._box.name)
         except FdboxError as error:
-            log.error("%r is still in box %r: %s", entry, self._box.name, error)  # noqa: TRY400 - as above
+            if entry not in self._leaving:
+                log.error("%r is still in box %r: %s", entry, self._box.name, error)  # noqa: TRY400 - as above
+            self._leaving.add(entry)
+            return
+        self._leaving.discard(entry)

@@ -32,6 +32,9 @@ TRANSITIONS: dict[str, dict[Phase, Phase]] = {
     "STOPPING": dict.fromkeys(Phase, Phase.STOPPING),
 }
 
+_INFINITE = (1 << 64) - 1  # USEC_INFINITY
+_DIGITS = 20  # of a 64-bit number
+
 #: What our own manager is told, too.
 PASSED_ON = ("READY", "RELOADING", "STOPPING", "STATUS", "MONOTONIC_USEC")
 
@@ -61,7 +64,7 @@ class Program:
                 self.phase = moves.get(self.phase, self.phase)
         self.status = fields.get("STATUS", self.status)
         if (interval := _number(fields.get("WATCHDOG_USEC"))) is not None:
-            self.watchdog = interval / 1e6 if interval else None
+            self.watchdog = interval / 1e6 if 0 < interval < _INFINITE else None
             self._heard_at = now
         if fields.get("WATCHDOG") == "1":
             self._heard_at = now
@@ -74,4 +77,6 @@ class Program:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isascii() and text.isdecimal() else None
+    if not text or not text.isascii() or not text.isdecimal() or len(text) > _DIGITS:
+        return None
+    return int(text)

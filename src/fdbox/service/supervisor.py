@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
+import math
 import os
 import select
 import signal
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from fdbox.keeper.store import Shelf, obey
+from fdbox.keeper.store import Shelf, Store, obey
 from fdbox.linux import sdnotify, signalfd, spawn
 from fdbox.linux.fd import OwnedFd, close_all, is_readable
 from fdbox.service.notify import PASSED_ON, Program, Wish
@@ -46,11 +47,20 @@ _FIRST_PAUSE, _LONGEST_PAUSE, _HEALTHY = 0.1, 10.0, 1.0
 #: seconds that the rest of a process group has between SIGTERM and SIGKILL
 _GRACE = 5.0
 _SIGNALLED = 128  # how shells tell the signal that ended a program
+_CANNOT_RUN, _NOT_THERE = 126, 127  # and that there was none
+#: seconds after which the store may do what it could not do
+_AGAIN = 1.0
+_LONGEST_POLL = 3600.0  # poll(2) takes milliseconds in an int
+#: more than the kernel queues at a socket (net.unix.max_dgram_qlen), so that a flood does not keep us from the rest
+_AT_ONCE = 1024
+#: LISTEN_FDNAMES is one string for execve(2): MAX_ARG_STRLEN
+_NAMES_ROOM = 32 * 4096 - len("LISTEN_FDNAMES=") - 1
 #: of the environment that we were started with, not for the program: these were meant for us
 _OURS = (
     "NOTIFY_SOCKET",
     "FDSTORE",
     "LISTEN_PID",
+    "LISTEN_PIDFDID",
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
     "WATCHDOG_PID",
@@ -75,8 +85,19 @@ class Holder(Shelf, Protocol):
     def drop_hung_up(self) -> list[tuple[str, OwnedFd]]:
         """Let go of what has hung up."""
 
+    def catch_up(self) -> bool:
+        """Do what could not be done before; return whether something is left."""
+
     def contents(self) -> list[tuple[str, OwnedFd]]:
         """Return (name, descriptor), borrowed."""
+
+
+class OwnStore(Store):
+    """A store that ends with this process."""
+
+    def catch_up(self) -> bool:
+        """Return False: nothing is ever left."""
+        return False
 
 
 class Supervisor:
@@ -96,15 +117,19 @@ class Supervisor:
         self._restart = restart
         self._max_fds = max_fds
         self._clock = clock
+        self._file_limit = spawn.raise_file_limit()
         self._notify = sdnotify.listen()
+        # Ignored, as whoever started us may have left it, it would take the exit statuses with it.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._signals = signalfd.block((*_PASSED_ON, signal.SIGCHLD))
         self._manager = _manager()
         self._program = Program()
-        self._main = 0
+        self._main: int | None = None
         self._process: OwnedFd | None = None
-        self._group = 0
+        self._group: int | None = None
         self._status = 0
         self._stopping = self._hung = False
+        self._kill_at = self._again_at = math.inf
         spawn.adopt_orphans()
 
     def run(self) -> int:
@@ -113,10 +138,10 @@ class Supervisor:
         OSError: it cannot be started at all.
         """
         pause = 0.0
+        self._start()
         while True:
             began = self._clock()
-            self._start()
-            self._until(self._has_ended)
+            self._live()
             self._end_group()
             if self._stopping or not self._is_to_be_restarted():
                 return self._exit_status()
@@ -124,6 +149,7 @@ class Supervisor:
             log.warning("%s: started again in %.1f s", self._how_it_ended(), pause)
             if self._wait(pause, lambda: self._stopping):
                 return self._exit_status()
+            self._start_again()
 
     def close(self) -> None:
         """Let go of the sockets, not of the store."""
@@ -136,7 +162,7 @@ class Supervisor:
     # --- one life ----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        held = self._store.contents()
+        held = _tellable(self._store.contents())
         names = [name for name, _ in held]
         environment = {
             **{key: value for key, value in os.environ.items() if key not in _OURS},
@@ -144,58 +170,67 @@ class Supervisor:
             "NOTIFY_SOCKET": sdnotify.address(self._notify),
             "FDSTORE": str(self._max_fds),
         }
+        # As many of its own as before on top of these: with less it could not even load its libraries.
+        soft, hard = self._file_limit
         self._program = Program()
         self._hung = False
         self._status = 0
         pid = spawn.start(
-            self._command, environment, [fd.fileno() for _, fd in held], own_group=True
+            self._command,
+            environment,
+            [fd.fileno() for _, fd in held],
+            own_group=True,
+            file_limit=(min(soft + len(held), hard), hard),
         )
         self._watch(pid)
 
+    def _start_again(self) -> None:
+        """Start it, or have it fail: what worked before may work again, when its upgrade is through, say."""
+        try:
+            self._start()
+        except OSError as error:
+            log.error("%s cannot be started: %s", self._command[0], error)  # noqa: TRY400 - the sentence says it all
+            self._status = _NOT_THERE if isinstance(error, FileNotFoundError) else _CANNOT_RUN
+
     def _watch(self, pid: int) -> None:
-        """Have `pid` be the main process."""
-        process = OwnedFd(os.pidfd_open(pid))
+        """Have `pid` be the main process; ProcessLookupError."""
+        group, process = os.getpgid(pid), OwnedFd(os.pidfd_open(pid))
         self._forget_process()
-        self._main, self._process = pid, process
-        self._group = os.getpgid(pid)
+        self._main, self._process, self._group = pid, process, group
+        self._status = 0
 
     def _forget_process(self) -> None:
         if self._process is not None:
             self._process.close()
             self._process = None
 
+    def _live(self) -> None:
+        """Do what it says, until it has ended, and end it when it hangs."""
+        while not self._has_ended():
+            self._turn(self._deadline())
+            if self._clock() >= self._deadline():
+                self._abort("it has not been heard of in time")
+
     def _has_ended(self) -> bool:
-        assert self._process is not None
-        return is_readable(self._process.fileno())
+        if self._process is not None and is_readable(self._process.fileno()):
+            self._take_messages()  # the last ones may name another main process
+        return self._process is None or is_readable(self._process.fileno())
 
     def _end_group(self) -> None:
         """End what the main process has left behind, so that the next one does not find its ports and files taken."""
-        self._take_messages()  # what it said last
         self._reap()
         self._forget_process()
-        self._main = 0
-        if self._group == os.getpgrp():
+        self._main = None
+        group, self._group = self._group, None
+        if group is None or group == os.getpgrp():
             return
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._group, number)
-            if self._wait(_GRACE, self._is_group_empty):
+                os.killpg(group, number)
+            if self._wait(_GRACE, lambda: _is_empty(group)):
                 return
 
-    def _is_group_empty(self) -> bool:
-        try:
-            os.killpg(self._group, 0)
-        except (ProcessLookupError, PermissionError):  # nobody is left, or nobody whom we could end
-            return True
-        return False
-
     # --- waiting -----------------------------------------------------------------------------------------------------
-
-    def _until(self, done: Callable[[], bool]) -> None:
-        while not done():
-            self._turn(self._program.deadline)
-            if self._main and self._is_overdue():
-                self._abort("it has not been heard of in time")
 
     def _wait(self, seconds: float, done: Callable[[], bool]) -> bool:
         """Return whether it was done within so many seconds."""
@@ -206,7 +241,7 @@ class Supervisor:
             self._turn(end)
         return True
 
-    def _turn(self, deadline: float | None) -> None:
+    def _turn(self, deadline: float) -> None:
         """Wait until something happens, and do what that asks for."""
         watched = [self._signals.fileno(), self._notify.fileno(), self._store.fileno()]
         if self._process is not None:
@@ -214,10 +249,13 @@ class Supervisor:
         poller = select.poll()
         for number in watched:
             poller.register(number, select.POLLIN)
-        left = None if deadline is None else max(0.0, deadline - self._clock()) * 1000
-        poller.poll(left)
-        self._take_messages()  # before anybody is reaped who has sent one
-        self._store.drop_hung_up()
+        left = min(deadline, self._again_at) - self._clock()
+        poller.poll(min(max(0.0, left), _LONGEST_POLL) * 1000)
+        self._take_messages()
+        if self._store.drop_hung_up():
+            self._note_change()
+        if self._clock() >= self._again_at:
+            self._again_at = self._clock() + _AGAIN if self._store.catch_up() else math.inf
         for number in signalfd.read(self._signals.fileno()):
             self._take_signal(number)
 
@@ -232,17 +270,16 @@ class Supervisor:
 
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    return
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                self._take_messages()  # while it can still be seen that who has sent them is ours
+                pid, status = os.waitpid(ended.si_pid, 0)
                 if pid == self._main:
                     self._status = os.waitstatus_to_exitcode(status)
 
     # --- what it says ------------------------------------------------------------------------------------------------
 
     def _take_messages(self) -> None:
-        while True:
+        for _ in range(_AT_ONCE):
             try:
                 message = sdnotify.receive(self._notify)
             except BlockingIOError:
@@ -254,18 +291,22 @@ class Supervisor:
             wish = self._program.hear(message.fields, self._clock())
             self._pass_on(message.fields)
             obey(message, self._store)
+            self._note_change()
             self._grant(wish)
 
     def _is_ours(self, pid: int) -> bool:
         return pid == self._main or spawn.descends_from(pid, os.getpid())
 
+    def _note_change(self) -> None:
+        self._again_at = min(self._again_at, self._clock() + _AGAIN)
+
     def _grant(self, wish: Wish) -> None:
-        if wish.abort:
+        if wish.abort and not self._hung:
             self._abort("it asked for it (WATCHDOG=trigger)")
         pid = wish.main_pid
-        if pid is None or pid == self._main:
+        if pid is None or pid == self._main or self._process is None:
             return
-        if not self._is_ours(pid):
+        if pid == os.getpid() or not self._is_ours(pid):
             log.warning("MAINPID=%d is none of the program's processes", pid)
             return
         try:
@@ -275,6 +316,8 @@ class Supervisor:
 
     def _pass_on(self, fields: dict[str, str]) -> None:
         told = {key: fields[key] for key in PASSED_ON if key in fields}
+        if not self._stopping:  # it stops, we do not: who is told of it would end us in a while
+            told.pop("STOPPING", None)
         if self._manager is None or not told:
             return
         try:
@@ -284,18 +327,21 @@ class Supervisor:
 
     # --- how it ends -------------------------------------------------------------------------------------------------
 
-    def _is_overdue(self) -> bool:
-        deadline = self._program.deadline
-        return deadline is not None and self._clock() >= deadline
+    def _deadline(self) -> float:
+        if self._hung:
+            return self._kill_at
+        return math.inf if self._program.deadline is None else self._program.deadline
 
     def _abort(self, why: str) -> None:
-        if self._hung or self._process is None:
+        """End the program with SIGABRT, and with SIGKILL when it does not end by that."""
+        if self._process is None:
             return
-        log.error("the program is ended with SIGABRT: %s", why)
+        number = signal.SIGKILL if self._hung else signal.SIGABRT
+        log.error("the program is ended with %s: %s", number.name, why)
         self._hung = True
-        self._program.watchdog = None
+        self._kill_at = self._clock() + _GRACE
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._process.fileno(), signal.SIGABRT)
+            signal.pidfd_send_signal(self._process.fileno(), number)
 
     def _is_to_be_restarted(self) -> bool:
         if self._restart is Restart.ON_FAILURE:
@@ -309,6 +355,27 @@ class Supervisor:
         if self._status < 0:
             return f"{self._command[0]} was ended by {signal.Signals(-self._status).name}"
         return f"{self._command[0]} ended with status {self._status}"
+
+
+def _tellable(held: list[tuple[str, OwnedFd]]) -> list[tuple[str, OwnedFd]]:
+    """Return as many as LISTEN_FDNAMES can name."""
+    room = _NAMES_ROOM
+    for at, (name, _) in enumerate(held):
+        room -= len(name.encode()) + 1
+        if room < 0:
+            log.error(
+                "%d descriptors are held, but not given: their names are too long", len(held) - at
+            )
+            return held[:at]
+    return held
+
+
+def _is_empty(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):  # nobody is left, or nobody whom we could end
+        return True
+    return False
 
 
 def _next_pause(pause: float) -> float:
