@@ -28,7 +28,7 @@ def test_a_program_begins_with_its_descriptors() -> None:
             os.lseek(fd.fileno(), 0, os.SEEK_SET)
         environment = {**os.environ, "LISTEN_FDS": "3"}
         limit = (100, spawn.raise_file_limit()[1])
-        pid = spawn.start(command, environment, given, own_group=True, file_limit=limit)
+        pid = spawn.start(command, environment, given, supervised=True, file_limit=limit)
     assert os.getpgid(pid) == pid
     assert said(pid, reading) == (0, f"onetwo:{pid}={pid}:100\n")
     os.close(reading)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 FIRST = 3  # SD_LISTEN_FDS_START
 
-_PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
+# include/uapi/linux/prctl.h
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _ATTEMPTS = 3
 
 _ERRNO = array.array("i", [0])
@@ -61,21 +63,22 @@ def start(
     environment: Mapping[str, str],
     fds: Sequence[int],
     *,
-    own_group: bool = False,
+    supervised: bool = False,
     file_limit: Limit | None = None,
 ) -> int:
     """Return the pid of a new child that is a program as `become` makes it; errors as `become`.
 
-    For a process with one thread: a fork takes no other one along. `own_group` makes it lead a process group;
-    `file_limit` is what it has of RLIMIT_NOFILE, if not what this process has.
+    For a process with one thread: a fork takes no other one along. A `supervised` child leads a process group, and gets
+    SIGTERM when this process ends. `file_limit` is what it has of RLIMIT_NOFILE, if not what this process has.
     """
+    supervisor = os.getpid() if supervised else None
     reading, writing = (OwnedFd(end) for end in os.pipe2(os.O_CLOEXEC))
     with reading:
         with writing:
             child = os.fork()
             if child == 0:
                 _be_child(
-                    command, environment, fds, writing.fileno(), file_limit, own_group=own_group
+                    command, environment, fds, writing.fileno(), file_limit, supervisor=supervisor
                 )
         failed = os.read(reading.fileno(), _ERRNO.itemsize)
     if failed:
@@ -121,6 +124,14 @@ def _leads_up(pid: int, ancestor: int) -> bool:
     return pid != 0
 
 
+def _end_with(parent: int) -> None:
+    """Have this process get SIGTERM when its parent ends, or now, if it has ended already."""
+    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0):
+        raise last_error()
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _be_child(  # noqa: PLR0913 - what a child is made of
     command: Sequence[str],
     environment: Mapping[str, str],
@@ -128,13 +139,14 @@ def _be_child(  # noqa: PLR0913 - what a child is made of
     failure: int,
     file_limit: Limit | None,
     *,
-    own_group: bool,
+    supervisor: int | None,
 ) -> NoReturn:
     """Become the program, or tell why not; nothing of the parent may go on in this process."""
     code = 0
     try:
-        if own_group:
+        if supervisor is not None:
             os.setpgid(0, 0)
+            _end_with(supervisor)
         # It must not be in the way of what is moved to 3, 4, ...
         failure = fcntl.fcntl(failure, fcntl.F_DUPFD_CLOEXEC, FIRST + 2 * len(fds))
         become(command, environment, fds, file_limit)

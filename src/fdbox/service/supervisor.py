@@ -179,7 +179,7 @@ class Supervisor:
             self._command,
             environment,
             [fd.fileno() for _, fd in held],
-            own_group=True,
+            supervised=True,
             file_limit=(min(soft + len(held), hard), hard),
         )
         self._watch(pid)
