@@ -475,3 +475,16 @@ while True:
                 sdnotify.receive(manager)
             assert running.terminate() == 0
             assert sdnotify.receive(manager).fields == {"STOPPING": "1"}
+
+
+@pytest.mark.slow
+def test_it_does_not_outlive_its_supervisor() -> None:
+    code = """
+signal.signal(signal.SIGTERM, lambda *_: (say("told to end"), os._exit(0)))
+say("ready")
+signal.pause()
+"""
+    with Running(program(code)) as running:
+        assert running.line() == "ready"
+        running.process.kill()
+        assert running.line() == "told to end"
