@@ -190,6 +190,24 @@ def test_a_journal_of_the_future_is_kept_for_who_can_read_it(code: Code, serving
     assert entries(serving) == ["before"], "it was waited for"
 
 
+def test_a_full_house_is_handed_over() -> None:
+    """With as many descriptors as there is room for: nothing on the way takes more than two numbers for each."""
+    serving = Serving(lambda folder: ["prlimit", "--nofile=1200:1200", *serve(folder)])
+    with fdbox.connect(serving.socket) as client:
+        box = client.box("b")
+        count = 0
+        with pytest.raises(fdbox.QuotaExceeded):
+            while True:
+                put(serving, f"{count}")
+                count += 1
+        assert count == 450
+        for again in (serving.reexec, serving.kill_service, serving.reexec, serving.reexec):
+            again()
+            assert len(box.list()) == count
+        assert serving.log().count("starting it again") == 1
+    serving.stop()
+
+
 def test_the_command(serving: Serving) -> None:
     line = [sys.executable, "-m", "fdbox", "reexec", "--socket", str(serving.socket)]
     done = subprocess.run([*line, "--json"], capture_output=True, text=True, check=True)

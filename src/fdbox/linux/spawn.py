@@ -46,7 +46,8 @@ def become(
     OSError: the program is not there, cannot be run (EACCES, ENOEXEC), or its arguments are too long (E2BIG).
     """
     # First out of the way: a number from 3 on may be one of those that are still to be moved.
-    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST + len(fds)) for fd in fds]
+    above = FIRST + len(fds)
+    moved = [fd if fd >= above else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in fds]
     for number, fd in enumerate(moved, FIRST):
         os.dup2(fd, number)
     if file_limit is not None:  # only now: a number over it could not be made

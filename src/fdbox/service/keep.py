@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from fdbox.errors import FdboxError
 from fdbox.keeper import protocol
-from fdbox.linux.fd import OwnedFd, close_all
+from fdbox.linux.fd import OwnedFd, close_all, dup
 from fdbox.linux.kcmp import OpenFiles
 from fdbox.service.journal import Change, Contents, Journal, Record
 from fdbox.service.keeper_link import KeeperLink
@@ -84,8 +84,8 @@ class Keep:
         return next((journal.contents for journal in self._journals.values()), Contents())
 
     def take(self, key: str) -> OwnedFd:
-        """Return the descriptor that was held under a key, and goes on to be."""
-        fd = self._given[key].dup()
+        """Return the descriptor that was held under a key, and goes on to be; the second time, another of the same file."""
+        fd = self._given.pop(key, None) or dup(self._sharers[key][0])
         self._share(fd.fileno(), key)
         return fd
 
@@ -104,8 +104,7 @@ class Keep:
             self._let_go_of(LISTENER)
             self._store(LISTENER, listener.fileno())
         for name, fd in self._given.items():
-            if name not in self._sharers:
-                self._let_go_of(name)
+            self._let_go_of(name)
             fd.close()
         self._given.clear()
         await self._replace_journals()
