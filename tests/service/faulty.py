@@ -86,7 +86,7 @@ def main(folder: Path) -> int:
         faults.keep = keep
         return make(keep, faults.reached)
 
-    heirlooms = asyncio.run(daemon.serve(made, folder / "io.fdbox", given, faults.reached))
+    heirlooms = asyncio.run(daemon.serve(made, folder / "io.fdbox", given, SECOND, faults.reached))
     if heirlooms is not None:
         environment = {**os.environ, **sdnotify.inheritance([name for name, _ in heirlooms])}
         spawn.become(command(), environment, [fd.fileno() for _, fd in heirlooms])

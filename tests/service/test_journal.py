@@ -48,7 +48,7 @@ AFTER = Contents(
 
 @pytest.fixture
 def journal() -> Iterator[Journal]:
-    made = Journal.new(Contents())
+    made = Journal.new(Contents(), "here")
     yield made
     made.close()
 
@@ -66,7 +66,7 @@ def test_the_next_process_reads_what_this_one_wrote(journal: Journal) -> None:
     again.write(Change(7, "more"))
     assert BoxKey(7, "more") in read_once(journal).boxes
     again.close()
-    fresh = Journal.new(AFTER)
+    fresh = Journal.new(AFTER, "here")
     assert fresh.contents == AFTER
     assert fresh.grown == 0
     fresh.close()
@@ -80,7 +80,7 @@ def read_once(journal: Journal) -> Contents:
 
 @given(st.data())
 def test_a_torn_record_never_happened(data: st.DataObject) -> None:
-    journal = Journal.new(Contents())
+    journal = Journal.new(Contents(), "here")
     try:
         states = [Contents(), Contents()]
         ends = [0, journal._end]
@@ -102,7 +102,12 @@ def test_a_torn_record_never_happened(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize(
-    "first", [b'{"type":"format","version":2}', b'{"type":"box","owner":0,"box":"a"}', b"[]"]
+    "first",
+    [
+        b'{"type":"format","version":2,"incarnation":"x"}',
+        b'{"type":"box","owner":0,"box":"a"}',
+        b"[]",
+    ],
 )
 def test_what_a_newer_fdbox_wrote_is_refused_and_left(first: bytes) -> None:
     with memfd.create("journal") as fd:
@@ -113,7 +118,7 @@ def test_what_a_newer_fdbox_wrote_is_refused_and_left(first: bytes) -> None:
 
 
 def test_fields_that_a_newer_one_added_are_passed_over() -> None:
-    journal = Journal.new(Contents())
+    journal = Journal.new(Contents(), "here")
     raw = b'{"type":"box","owner":0,"box":"a","later":1}'
     os.pwrite(journal.fileno(), struct.pack("<II", len(raw), zlib.crc32(raw)) + raw, journal._end)
     assert read_once(journal).boxes == {BoxKey(0, "a"): Box()}

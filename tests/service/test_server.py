@@ -410,6 +410,7 @@ def test_listening(socket_path: Path) -> None:
         with pytest.raises(UsageError, match="another daemon"):
             await second.listen(socket_path)
         await second.close()
+        first.begin()
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(socket_path))
             peer = Peer(sock)

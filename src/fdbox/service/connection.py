@@ -17,8 +17,8 @@ import contextlib
 import errno
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -98,7 +98,7 @@ class Reply(msgspec.Struct):
     last: bool = True
 
 
-Handler = Callable[[Call], Reply | Awaitable[Reply] | AsyncIterator[Reply]]
+Handler = Callable[[Call], Reply | Coroutine[Any, Any, Reply] | AsyncIterator[Reply]]
 
 
 class Host(Protocol):
@@ -128,7 +128,7 @@ class Connection:
     def __init__(self, sock: socket.socket, peer: Peer, host: Host) -> None:
         """Own `sock`, which does not block, and begin to read."""
         self.peer = peer
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[Any] | None = None
         self._sock = sock
         self._fd = sock.fileno()
         self._host = host
@@ -227,7 +227,9 @@ class Connection:
             self._send_reply(result)
         self._end_call()
 
-    def _invoke(self, header: wire.CallHeader) -> Reply | Awaitable[Reply] | AsyncIterator[Reply]:
+    def _invoke(
+        self, header: wire.CallHeader
+    ) -> Reply | Coroutine[Any, Any, Reply] | AsyncIterator[Reply]:
         found = self._host.dispatcher.dispatch(header)
         if not isinstance(found, Invocation):
             return Reply(found)
@@ -236,21 +238,28 @@ class Connection:
         call = Call(found.parameters, self._received, self.peer, more=header.more)
         return self._host.handlers[found.name](call)
 
-    def _begin(self, result: Awaitable[Reply] | AsyncIterator[Reply]) -> None:
+    def _begin(self, result: Coroutine[Any, Any, Reply] | AsyncIterator[Reply]) -> None:
         self._serving = True
-        if inspect.isawaitable(result):
-            self.task = self._host.loop.create_task(self._answer(result), name="answer")
+        # The handler's own coroutine is the task: one that waits for it would leave it alone if it were cancelled first.
+        if inspect.iscoroutine(result):
+            task = self.task = self._host.loop.create_task(result, name="answer")
+            task.add_done_callback(self._answered)
         else:
+            assert isinstance(result, AsyncIterator)
             self.task = self._host.loop.create_task(self._stream(result), name="stream")
-        self.task.add_done_callback(self._task_done)
+            self.task.add_done_callback(self._task_done)
 
-    async def _answer(self, result: Awaitable[Reply]) -> None:
-        try:
-            reply = await result
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises is an answer
+    def _answered(self, task: asyncio.Task[Reply]) -> None:
+        if not task.cancelled():
+            self._guarded(lambda: self._answer(task))
+        self._finish_task(task)
+
+    def _answer(self, task: asyncio.Task[Reply]) -> None:
+        error = task.exception()
+        if isinstance(error, Exception):
             self._send(_error_reply(error))
         else:
-            self._send_reply(reply)
+            self._send_reply(task.result())
 
     async def _stream(self, replies: AsyncIterator[Reply]) -> None:
         try:
@@ -265,11 +274,14 @@ class Connection:
             self._send(_error_reply(error))
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            log.error("closing the connection of process %d", self.peer.pid, exc_info=error)
+            self.close()
+        self._finish_task(task)
+
+    def _finish_task(self, task: asyncio.Task[Any]) -> None:
         self.task = None
         if task.cancelled():
-            self.close()
-        elif error := task.exception():
-            log.error("closing the connection of process %d", self.peer.pid, exc_info=error)
             self.close()
         self._guarded(self._end_call)
 

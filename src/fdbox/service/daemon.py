@@ -55,19 +55,21 @@ def run(config: Config, socket: Path) -> Heirlooms | None:
     """
     logging.basicConfig(level=logging.INFO, format="fdbox: %(message)s")
     given = sdnotify.take_inherited(os.environ)
-    make = functools.partial(Service, config, KernelCarrier(), RunningKernel())
-    return asyncio.run(serve(make, socket, given))
+    kernel = RunningKernel()
+    make = functools.partial(Service, config, KernelCarrier(), kernel)
+    return asyncio.run(serve(make, socket, given, kernel.incarnation()))
 
 
 async def serve(
     make: Callable[[Keep], Service],
     socket: Path,
     given: Sequence[tuple[str, OwnedFd]],
+    incarnation: str,
     reached: Reached = go_on,
 ) -> Heirlooms | None:
     """Serve as `run` does, with what is injected."""
     loop = asyncio.get_running_loop()
-    service = make(Keep(os.environ, given, reached))
+    service = make(Keep(os.environ, given, incarnation, reached))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.stop)
     loop.add_signal_handler(signal.SIGHUP, service.reload)

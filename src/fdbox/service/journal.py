@@ -3,7 +3,7 @@
 A record is its length, its CRC-32 and JSON. A change is done when its record is whole: what comes after a torn record (the
 process was killed while it wrote) never happened. Descriptors themselves are with the keeper, under the `key` of an entry.
 
-The first record states the version. One that is newer than ours is refused, and stays where it is, for the code that
+The first record states the version and the incarnation. A version that is newer than ours is refused, and stays where it is, for the code that
 can read it; a new version reads all that came before it. Fields may be added without a new version if an older reader
 may pass over them.
 """
@@ -34,9 +34,10 @@ _MOST = 64 << 20
 
 
 class Format(msgspec.Struct, frozen=True, tag="format"):
-    """The first record of all."""
+    """The first record of all: who can read what follows, and in which incarnation of the kernel it was true."""
 
     version: int
+    incarnation: str
 
 
 class Change(msgspec.Struct, frozen=True, omit_defaults=True, tag="box"):
@@ -153,6 +154,7 @@ class Journal:
         self._end = self._began = 0
         self._room = os.fstat(fd.fileno()).st_size
         self.contents: Contents = Contents()
+        self.incarnation: str = ""
         try:
             for raw, end in _records(fd.fileno(), self._room):
                 self._read(raw, first=self._end == 0)
@@ -162,11 +164,12 @@ class Journal:
             raise
 
     @classmethod
-    def new(cls, contents: Contents) -> Journal:
+    def new(cls, contents: Contents, incarnation: str) -> Journal:
         """Return a journal that begins with these contents; NoRoom."""
         journal = cls(memfd.create("fdbox-journal"))
+        journal.incarnation = incarnation
         try:
-            journal._append(Format(VERSION))
+            journal._append(Format(VERSION, incarnation))
             for record in contents.records():
                 journal.write(record)
         except BaseException:
@@ -230,7 +233,9 @@ class Journal:
             raise JournalUnreadable("the journal of what is held does not begin with its version")
         if not isinstance(record, Format):
             self.contents.apply(record)
-        elif record.version > VERSION:
+            return
+        self.incarnation = record.incarnation
+        if record.version > VERSION:
             raise JournalUnreadable(
                 f"what is held was written down by a newer fdbox, in version {record.version}; this one reads {VERSION}"
             )

@@ -7,6 +7,9 @@ What the keeper has and the journal does not name is let go at the next start. U
 
 An open file is with the keeper once, whatever number of entries it has: systemd's store takes nothing twice
 (sd_notify(3)). Keys are used again, so that they stay short: all names travel in one environment variable.
+
+systemd from 261 on carries what memory is in its store over a kexec. What was true in another incarnation is not true in this
+one: a journal from there, and all that comes with it, is let go. Boxes cross sealed, by a carrier, or not at all.
 """
 
 from __future__ import annotations
@@ -46,15 +49,17 @@ class Keep:
         self,
         environment: Mapping[str, str],
         given: Sequence[tuple[str, OwnedFd]],
+        incarnation: str,
         reached: Reached,
     ) -> None:
-        """Take over what the keeper gave.
+        """Take over what the keeper gave, if that was in this incarnation.
 
         Raises:
             OSError: nobody listens at NOTIFY_SOCKET.
             JournalUnreadable: a newer fdbox wrote it.
         """
         self._reached = reached
+        self._incarnation = incarnation
         self._version = int(environment.get(protocol.VARIABLE, "0"))
         self._given: dict[str, OwnedFd] = {}
         for name, fd in given:
@@ -67,6 +72,8 @@ class Keep:
         newest = self._given.pop(f"{_JOURNAL}{self._generation}", None)
         if newest is not None:
             self._journals[self._generation] = Journal(newest)
+        #: names with the keeper that mean nothing any more
+        self._stale: list[str] = self._strike_out_foreign()
         #: entries that the journal names and the keeper does not have
         self.missing: list[tuple[BoxKey, str]] = self._strike_out_missing()
         used = set(_numbers(self._given, _ENTRY))
@@ -100,14 +107,14 @@ class Keep:
 
     async def begin(self, listener: socket.socket | None) -> None:
         """Begin a new journal, let go of what nobody took, and hold a new `listener`; errors as `hold`."""
+        for name in (*self._stale, *self._given):
+            self._let_go_of(name)
+        self._close_given()
+        await self._replace_journals()
+        # After the journal: whoever finds this has that, too.
         if listener is not None:
             self._let_go_of(LISTENER)
             self._store(LISTENER, listener.fileno())
-        for name, fd in self._given.items():
-            self._let_go_of(name)
-            fd.close()
-        self._given.clear()
-        await self._replace_journals()
 
     async def ready(self) -> None:
         """Say that clients are served from now on."""
@@ -199,11 +206,25 @@ class Keep:
         if self._changing is not None:
             await asyncio.gather(self._changing, return_exceptions=True)
         await self._link.close()
-        close_all([*self._given.values()])
-        self._given.clear()
+        self._close_given()
         return [(f"{_JOURNAL}{n}", journal.detach()) for n, journal in self._journals.items()]
 
     # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _strike_out_foreign(self) -> list[str]:
+        """Close all that was given if no journal of this incarnation came with it; return its names."""
+        if self._journals and self._journals[self._generation].incarnation == self._incarnation:
+            return []
+        stale = [*self._given, *(f"{_JOURNAL}{generation}" for generation in self._journals)]
+        for journal in self._journals.values():
+            journal.close()
+        self._journals.clear()
+        self._close_given()
+        return stale
+
+    def _close_given(self) -> None:
+        close_all(self._given.values())
+        self._given.clear()
 
     def _strike_out_missing(self) -> list[tuple[BoxKey, str]]:
         """Take out of the journal, before its key is used again, what the keeper does not have."""
@@ -259,7 +280,7 @@ class Keep:
     async def _replace_journals(self) -> None:
         """Begin a new journal with what is there now; all are written until the keeper has the new one."""
         old = list(self._journals)
-        fresh = Journal.new(self.contents)
+        fresh = Journal.new(self.contents, self._incarnation)
         self._generation += 1
         self._journals[self._generation] = fresh
         self._store(f"{_JOURNAL}{self._generation}", fresh.fileno())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -102,7 +102,7 @@ class Methods:
 
     # --- entries -----------------------------------------------------------------------------------------------------
 
-    def put(self, call: Call) -> Reply | Awaitable[Reply]:
+    def put(self, call: Call) -> Reply | Coroutine[Any, Any, Reply]:
         """Put."""
         request = _as(interface.Put, call)
         key = _key(call.peer, request)

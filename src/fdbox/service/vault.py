@@ -278,6 +278,7 @@ class Vault:
             self.boxes.adopt(key, found)
         self.arrived = sum(contents.arrived.values())
         self.losses += [loss_from(record) for record in contents.lost]
+        self.losses += [Loss(*one, "the keeper does not have it any more") for one in keep.missing]
 
     def readmit(self, entry: Arrived) -> Held:
         """Return what came from the last kernel as it is kept."""
