@@ -31,7 +31,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PAIRS = {1: 2000, 253: 60}
-S6 = {"s6-fdholderd": "s6", "/usr/include/x86_64-linux-gnu/s6/fdholder.h": "libs6-dev"}
+S6 = {
+    "s6-fdholderd": "s6",
+    "/usr/include/x86_64-linux-gnu/s6/fdholder.h": "libs6-dev",
+    "/usr/include/x86_64-linux-gnu/skalibs/tai.h": "skalibs-dev",
+}
 TARGETS = {("pingpong", 1): 2.0, ("s6-fdholderd", 1): 1.35, ("pingpong", 253): 1.5}
 
 
