@@ -3,7 +3,9 @@
     python -m tests.service.faulty FOLDER
 
 FOLDER has the socket (`io.fdbox`), the steps that were reached (`trace`), and, while one is armed, the fault (`fault`): the
-number of steps until then, and `kill` (the service, with SIGKILL) or `cut` (its connection to the keeper).
+number of steps until then, and `kill` (the service, with SIGKILL) or `cut` (its connection to the keeper). A third word is
+the number for the next fault, then the one after that, and so on. One that is armed from the beginning is what the file
+named by FAULT_FILE says. With FAULTY_REAL the carrier and the kernel are real.
 """
 
 from __future__ import annotations
@@ -19,14 +21,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fdbox.handover.carriers.kernel import KernelCarrier
 from fdbox.keeper import process, protocol
 from fdbox.linux import sdnotify, spawn
+from fdbox.nextkernel.load import RunningKernel
 from fdbox.service import daemon
 from fdbox.service.config import Config
 from tests.fakes.carrier import SECOND, FakeKernel
 from tests.fakes.sessions import SocketCarrier
 
 if TYPE_CHECKING:
+    from fdbox.linux.fd import OwnedFd
+    from fdbox.ports import Carrier, Kernel
     from fdbox.service.keep import Keep
 
 
@@ -56,11 +62,14 @@ class Faults:
             trace.write(f"{step}\n")
         fault = self._folder / "fault"
         with contextlib.suppress(FileNotFoundError):
-            left, what = fault.read_text().split()
+            left, what, *following = fault.read_text().split()
             if int(left):
-                fault.write_text(f"{int(left) - 1} {what}")
+                fault.write_text(" ".join([str(int(left) - 1), what, *following]))
                 return
-            fault.unlink()
+            if following:
+                fault.write_text(f"{following[0]} {what} {int(following[0]) + 1}")
+            else:
+                fault.unlink()
             if what == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             elif self.keep is not None:
@@ -73,20 +82,27 @@ def command() -> list[str]:
 
 def main(folder: Path) -> int:
     if not protocol.is_kept(os.environ):
-        if (fault := os.environ.pop("FAULT", None)) is not None:
-            (folder / "fault").write_text(fault)
+        folder.mkdir(exist_ok=True)
+        if (first := Path(os.environ.get("FAULT_FILE", "/nonexistent"))).exists():
+            (folder / "fault").write_text(first.read_text())
         return process.run(command())
     faults = Faults(folder)
     given = sdnotify.take_inherited(os.environ)
-    incoming = json.loads(os.environ.get("INCOMING", "{}"))
-    carrier = SocketCarrier(folder, incoming)
-    make = functools.partial(daemon.Service, Config(), carrier, FolderKernel(folder))
+    if "FAULTY_REAL" in os.environ:
+        kernel: Kernel = RunningKernel()
+        carrier: Carrier[OwnedFd] = KernelCarrier()
+    else:
+        kernel = FolderKernel(folder)
+        carrier = SocketCarrier(folder, json.loads(os.environ.get("INCOMING", "{}")))
+    make = functools.partial(daemon.Service, Config(), carrier, kernel)
 
     def made(keep: Keep) -> daemon.Service:
         faults.keep = keep
         return make(keep, faults.reached)
 
-    heirlooms = asyncio.run(daemon.serve(made, folder / "io.fdbox", given, SECOND, faults.reached))
+    heirlooms = asyncio.run(
+        daemon.serve(made, folder / "io.fdbox", given, kernel.incarnation(), faults.reached)
+    )
     if heirlooms is not None:
         environment = {**os.environ, **sdnotify.inheritance([name for name, _ in heirlooms])}
         spawn.become(command(), environment, [fd.fileno() for _, fd in heirlooms])

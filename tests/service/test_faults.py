@@ -217,7 +217,8 @@ def arriving(files: Files, tmp_path: Path, fault: str | None) -> Iterator[Faulty
     numbers = {name: fd.fileno() for name, fd in sessions.items()}
     environment = {"INCOMING": json.dumps(numbers)}
     if fault is not None:
-        environment["FAULT"] = fault
+        (tmp_path / "fault").write_text(fault)
+        environment["FAULT_FILE"] = str(tmp_path / "fault")
     faulty = Faulty(env=environment, pass_fds=list(numbers.values()))
     close_all(sessions.values())
     yield faulty

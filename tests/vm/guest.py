@@ -74,9 +74,7 @@ class Guest:
     def start_daemon(self, when: str) -> subprocess.Popen[bytes]:
         """Return the daemon as a child of this process."""
         with (SHARE / f"daemon-{when}.log").open("wb") as log:
-            return subprocess.Popen(
-                ["fdbox", "serve"], env=self.environment, stdout=log, stderr=log
-            )
+            return subprocess.Popen(self.job["serve"], env=self.environment, stdout=log, stderr=log)
 
     def first_kernel(self) -> None:
         """Run what comes before the jump, and jump."""

@@ -70,6 +70,8 @@ class Machine:
     next_kernel: Path | None = None
     append: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    #: what starts the daemon, at the default socket
+    serve: Sequence[str] = ("fdbox", "serve")
     #: folders laid over the root; and the init in there, which starts the daemon, and guest.py as a service
     layers: Sequence[Path] = ()
     init: Sequence[str] = ()
@@ -100,6 +102,7 @@ class Machine:
                 "scripts": scripts,
                 "command_line": command_line,
                 "environment": dict(self.environment),
+                "serve": [*self.serve],
                 "project": str(PROJECT),
                 "bin": str(python.parent),
                 "init": list(self.init),

@@ -25,6 +25,17 @@ def test_real_input_crosses_a_real_kexec() -> None:
     assert outcome.good, str(outcome)
 
 
+def test_a_service_killed_again_and_again_while_boxes_arrive_loses_nothing() -> None:
+    machine = Machine(
+        deadline=900,
+        serve=["python", "-m", "tests.service.faulty", "/run/fdbox"],
+        environment={"FAULTY_REAL": "1", "FAULT_FILE": "/run/vm/notes/fault"},
+    )
+    outcome = machine.cross(SCRIPTS / "killed_before.py", SCRIPTS / "killed_after.py")
+    print(outcome)
+    assert outcome.good, str(outcome)
+
+
 def test_an_abort_leaves_everything_as_it_was() -> None:
     outcome = Machine(deadline=600).boot(SCRIPTS / "abort.py")
     print(outcome)
