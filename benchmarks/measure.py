@@ -22,9 +22,12 @@ def build(source: str, into: Path, *libraries: str) -> Path:
 
 
 def cpu(pid: int) -> int:
-    """Return the nanoseconds that all threads of a process have run."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+    """Return the nanoseconds that all threads of a process, and of its children, have run."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        total += int((task / "schedstat").read_text().split()[0])
+        total += sum(cpu(int(child)) for child in (task / "children").read_text().split())
+    return total
 
 
 def rounds(runs: Mapping[str, Callable[[], float]], count: int = ROUNDS) -> dict[str, list[float]]:

@@ -63,12 +63,13 @@ def receive(sock: socket.socket) -> int:
     return count
 
 
-def pairs(path: Path, pid: int, fds: list[int]) -> Callable[[], float]:
-    """Return what puts all of `fds` and gets them back some times; it returns the server's ns a pair.
+def pairs(path: Path, pid: int, files: tuple[list[int], list[int]]) -> Callable[[], float]:
+    """Return what puts some `files`, gets them back, then others instead of them; it returns the server's ns a pair.
 
     The bytes are fdbox's, also for the floor, which does not read them.
     """
-    names = [f"entry{number}" for number in range(len(fds))]
+    count = len(files[0])
+    names = [f"entry{number}" for number in range(count)]
     attached = [interface.Attachment(name=n, file_descriptor=i) for i, n in enumerate(names)]
     put = wire.encode_call("io.fdbox.Put", interface.Put(box="b", entries=attached, replace=True))
     get = wire.encode_call("io.fdbox.Get", interface.NamesRequest(box="b", names=names))
@@ -77,13 +78,13 @@ def pairs(path: Path, pid: int, fds: list[int]) -> Callable[[], float]:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(path))
             before = cpu(pid)
-            for _ in range(PAIRS[len(fds)]):
-                scm.send_with_fds(sock, put, fds)
+            for number in range(PAIRS[count]):
+                scm.send_with_fds(sock, put, files[number % 2])
                 assert receive(sock) == 0
                 scm.send_with_fds(sock, get, [])
-                assert receive(sock) == len(fds)
+                assert receive(sock) == count
             time.sleep(0.05)  # what it does after its answer is its work, too
-            return (cpu(pid) - before) / PAIRS[len(fds)]
+            return (cpu(pid) - before) / PAIRS[count]
 
     return run
 
@@ -143,15 +144,17 @@ def main() -> None:
             for name, command in commands.items()
         }
         create_box(at["fdbox"])
-        fd = stack.enter_context(memfd.create("measured", 4096)).fileno()
+        made = [stack.enter_context(memfd.create("measured", 4096)) for _ in range(2 * max(PAIRS))]
+        fds = [one.fileno() for one in made]
         s6_client = build("s6_client.c", folder, "-ls6", "-lskarnet")
         for count in PAIRS:
             runs = {
-                name: pairs(at[name], pids[name], [fd] * count) for name in ("fdbox", "pingpong")
+                name: pairs(at[name], pids[name], (fds[:count], fds[-count:]))
+                for name in ("fdbox", "pingpong")
             }
             if count == 1:
                 runs["s6-fdholderd"] = s6_pairs(
-                    at["s6-fdholderd"], pids["s6-fdholderd"], s6_client, stack, fd
+                    at["s6-fdholderd"], pids["s6-fdholderd"], s6_client, stack, fds[0]
                 )
             report(count, rounds(runs))
 

@@ -95,7 +95,8 @@ class Keeper:
             while True:
                 events = {number for number, _ in ready.poll()}
                 self._take_messages()
-                state.store.drop_hung_up()
+                if state.store.fileno() in events:
+                    state.store.drop_hung_up()
                 if process.fileno() in events:
                     break
                 for number in signalfd.read(self._signals.fileno()):

@@ -101,7 +101,9 @@ class Store:
     def drop_hung_up(self) -> list[tuple[str, OwnedFd]]:
         """Let go of what has hung up; return the (name, closed descriptor) pairs."""
         gone = {number for number, _ in self._hangups.poll(0)}
-        dropped = []
+        dropped: list[tuple[str, OwnedFd]] = []
+        if not gone:
+            return dropped
         for name, entries in list(self._held.items()):
             for held in [one for one in entries if one.polled and one.fd.fileno() in gone]:
                 entries.remove(held)

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 MAX_NAME = 255
 _MAX_MESSAGE = 4096  # what systemd reads of one (NOTIFY_BUFFER_MAX)
 _CREDENTIALS = struct.Struct("=iII")
+# Plain integers: the arithmetic of Python's enums costs more than a system call.
+_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
+_CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_RIGHTS = (int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS))
+_SENDER = (int(socket.SOL_SOCKET), int(socket.SCM_CREDENTIALS))
 _ROOM = socket.CMSG_SPACE(scm.MAX_FDS * 4) + socket.CMSG_SPACE(_CREDENTIALS.size)
 
 
@@ -75,17 +80,17 @@ def receive(sock: socket.socket) -> Message:
 
     A datagram that was cut, or that is no text, comes without assignments, and its descriptors are closed.
     """
-    data, control, flags, _ = sock.recvmsg(_MAX_MESSAGE, _ROOM, socket.MSG_CMSG_CLOEXEC)
+    data, control, flags, _ = sock.recvmsg(_MAX_MESSAGE, _ROOM, _CLOEXEC)
     descriptors: list[OwnedFd] = []
     sender = 0
     for level, kind, content in control:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+        if (level, kind) == _RIGHTS:
             whole = len(content) // 4
             descriptors += [OwnedFd(n) for n in struct.unpack(f"={whole}i", content[: whole * 4])]
-        elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+        elif (level, kind) == _SENDER:
             sender = _CREDENTIALS.unpack(content[: _CREDENTIALS.size])[0]
     try:
-        text = "" if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) else data.decode()
+        text = "" if flags & _CUT else data.decode()
     except UnicodeDecodeError:
         text = ""
     fields = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
