@@ -52,7 +52,16 @@ class Serving:
         self._log = self.folder / "log"
         with self._log.open("w") as out:
             self._keeper = subprocess.Popen(command(self.folder), stdout=out, stderr=out, **options)
-        self.until(self.socket.exists)
+        self.until(self.answers)
+
+    def answers(self) -> bool:
+        """Return whether the service serves."""
+        try:
+            with fdbox.connect(self.socket) as client:
+                client.status()
+        except fdbox.ConnectionLost:
+            return False
+        return True
 
     def kill_service(self) -> None:
         """Kill the service, as soon as there is one, and return when there is another."""
@@ -133,13 +142,6 @@ class Faulty(Serving):
 
     def arm(self, steps: int, what: str) -> None:
         (self.folder / "fault").write_text(f"{steps} {what}")
-
-    def answers(self) -> bool:
-        try:
-            fdbox.connect(self.socket).close()
-        except fdbox.ConnectionLost:  # killed before the keeper had its socket
-            return False
-        return True
 
     def disarm(self) -> bool:
         """Return whether the fault never happened."""

@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.fakes.carrier import FakeCarrier, FakeKernel
 
-from fdbox.errors import CannotCarry, FdboxError, ManifestInvalid, NoRoom, SameIncarnation
+from fdbox.errors import (
+    CannotCarry,
+    FdboxError,
+    KernelError,
+    ManifestInvalid,
+    NoRoom,
+    SameIncarnation,
+)
 from fdbox.handover import arrive, manifest, seal
 from fdbox.kinds import registry
 from fdbox.kinds.base import look
 from fdbox.linux import kcmp, memfd
-from fdbox.linux.fd import OwnedFd, close_all
+from fdbox.linux.fd import OwnedFd, close_all, dup
 from fdbox.linux.memfd import Seals
 from fdbox.model import BoxKey, Description
 
@@ -34,6 +41,7 @@ class Arrival:
     losses: list[arrive.Loss] = field(default_factory=list)
     #: sessions that were not finished
     kept: dict[str, Delivery[OwnedFd]] = field(default_factory=dict)
+    all_came: bool = False
 
 
 def receive(carrier: Carrier[OwnedFd], running: str) -> Arrival:
@@ -48,6 +56,8 @@ def receive(carrier: Carrier[OwnedFd], running: str) -> Arrival:
                 arrival.losses += step.losses
             case arrive.Finished():
                 del arrival.kept[step.session]
+            case arrive.AllCame():
+                arrival.all_came = True
             case arrive.Loss():
                 arrival.losses.append(step)
     return arrival
@@ -331,6 +341,26 @@ def test_a_box_that_did_not_come_is_named(world: World) -> None:
     arrival = receive(carrier, world.kernel.incarnation())
     assert arrival.losses[0].box == BOX
     assert "did not come" in arrival.losses[0].reason
+
+
+def test_a_box_that_cannot_be_asked_for_now_is_not_lost(world: World) -> None:
+    world.put("m", memory("m", b"abc"))
+    sealed, carrier = jumped(world)
+    carrier.refuse_receive[sealed.shipment.name] = KernelError("busy")
+    with pytest.raises(KernelError, match="busy"):
+        receive(carrier, world.kernel.incarnation())
+    assert carrier.finished == [], "the next process finds all of it"
+    carrier.refuse_receive.clear()
+    (index,) = carrier.received
+    session = dup(index.fileno())
+    past = arrive.Past({manifest.INDEX_SESSION: session})
+    came = [
+        s
+        for s in arrive.arrive(carrier, world.kernel.incarnation(), past)
+        if isinstance(s, arrive.BoxCame)
+    ]
+    assert [list(step.entries) for step in came] == [["m"]]
+    close_all(entry.fd for step in came for entry in step.entries.values())
 
 
 def test_a_lost_entry_takes_no_other_down(world: World) -> None:

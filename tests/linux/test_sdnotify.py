@@ -24,11 +24,12 @@ def test_a_datagram_arrives_with_its_descriptors_and_its_sender() -> None:
 
 
 @pytest.mark.parametrize("text", [b"x" * 5000, b"\xff\xfe=1", b"no assignment", b"\n"])
-def test_what_makes_no_sense_leaves_no_descriptor(text: bytes) -> None:
+def test_what_makes_no_sense_says_nothing(text: bytes) -> None:
     with sdnotify.listen() as server, sdnotify.connect(sdnotify.address(server)) as client:
         scm.send_with_fds(client, text, [0])
         got = sdnotify.receive(server)
-        assert (got.fields, got.descriptors) == ({}, [])
+        close_all(got.descriptors)
+        assert got.fields == {}
 
 
 def test_nobody_listens() -> None:

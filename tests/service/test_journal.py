@@ -14,20 +14,30 @@ from fdbox.errors import JournalUnreadable
 from fdbox.linux import memfd
 from fdbox.linux.fd import dup
 from fdbox.model import BoxKey
-from fdbox.service.journal import Arrived, Box, Change, Contents, Journal, Lost, NextKernel, Record
+from fdbox.service.journal import (
+    Arrived,
+    Box,
+    Change,
+    Contents,
+    Journal,
+    Lost,
+    NextKernel,
+    Noted,
+    Record,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CHANGES: list[Record] = [
     Change(0, "a"),
-    Change(1, "a", put={"x": ("e-1", "läbel"), "y": ("e-2", "")}),
-    Change(0, "a", put={"x": ("e-3", "")}),
-    Change(1, "a", removed=["x"], put={"y": ("e-4", "again")}),
+    Change(1, "a", put={"x": Noted("e-1", "läbel"), "y": Noted("e-2", "")}),
+    Change(0, "a", put={"x": Noted("e-3", "")}),
+    Change(1, "a", removed=["x"], put={"y": Noted("e-4", "again")}),
     Change(0, "a", deleted=True),
     Change(0, "b", removed=["what is not there"], sealed=True),
     NextKernel(loaded=True),
-    Change(5, "came", put={"z": ("e-5", "")}, session="fdbox-1"),
+    Change(5, "came", put={"z": Noted("e-5", "")}, session="fdbox-1"),
     Lost(5, "came", "gone", "why"),
     Arrived(everything=True),
     Change(1, "a", sealed=True),
@@ -35,9 +45,9 @@ CHANGES: list[Record] = [
 ]
 AFTER = Contents(
     boxes={
-        BoxKey(1, "a"): Box({"y": ("e-4", "again")}),
+        BoxKey(1, "a"): Box({"y": Noted("e-4", "again")}),
         BoxKey(0, "b"): Box(sealed=True),
-        BoxKey(5, "came"): Box({"z": ("e-5", "")}),
+        BoxKey(5, "came"): Box({"z": Noted("e-5", "")}),
     },
     arrived={"fdbox-1": 1},
     everything_came=True,

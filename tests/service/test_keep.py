@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fdbox.errors import JournalUnreadable
+from fdbox.errors import JournalUnreadable, QuotaExceeded
 from fdbox.keeper.store import Store, obey
 from fdbox.linux import kcmp, memfd, sdnotify
 from fdbox.linux.fd import OwnedFd, close_all, dup
 from fdbox.model import BoxKey
 from fdbox.ports import go_on
-from fdbox.service.journal import Change, Contents, Journal
+from fdbox.service.journal import Change, Contents, Journal, Noted
 from fdbox.service.keep import Keep
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Keeper:
     def __init__(self) -> None:
         self.store = Store(100)
         self._notify = sdnotify.listen()
-        self.environment = {"NOTIFY_SOCKET": sdnotify.address(self._notify)}
+        self.environment = {"NOTIFY_SOCKET": sdnotify.address(self._notify), "FDSTORE": "100"}
 
     def listen(self) -> None:
         while True:
@@ -79,7 +79,7 @@ def keeper() -> Iterator[Keeper]:
 async def put(keep: Keep, *names: str) -> None:
     fds = [memfd.create(name) for name in names]
     keys = await keep.hold(fds)
-    noted = {name: (key, "") for name, key in zip(names, keys, strict=True)}
+    noted = {name: Noted(key) for name, key in zip(names, keys, strict=True)}
     keep.write(Change(BOX.owner, BOX.name, put=noted))
     close_all(fds)
 
@@ -93,7 +93,7 @@ def test_the_next_process_has_what_the_one_before_had(keeper: Keeper) -> None:
     async def look(keep: Keep) -> None:
         entries = keep.contents.boxes[BOX].entries
         assert list(entries) == ["x", "y"]
-        got = [keep.take(key) for key, _ in entries.values()]
+        got = [keep.take(noted.key) for noted in entries.values()]
         await keep.begin(None)
         close_all(got)
 
@@ -136,16 +136,32 @@ def test_an_entry_that_the_keeper_lost_is_named_and_its_key_is_free(keeper: Keep
     async def look(keep: Keep) -> None:
         assert keep.missing == [(BOX, "x")]
         assert list(keep.contents.boxes[BOX].entries) == ["y"]
-        kept = keep.take(keep.contents.boxes[BOX].entries["y"][0])
+        kept = keep.take(keep.contents.boxes[BOX].entries["y"].key)
         await keep.begin(None)
         await put(keep, "new")
-        assert keep.contents.boxes[BOX].entries["new"][0] == "e-1"
+        assert keep.contents.boxes[BOX].entries["new"].key == "e-1"
         kept.close()
 
     keeper.live(begin_and_put, HERE)
     keeper.store.remove("e-1")
     keeper.live(look, HERE)
     assert keeper.names() == ["e-1", "e-2", "journal-2"]
+
+
+def test_what_the_keeper_has_no_room_for_is_refused(keeper: Keeper) -> None:
+    """It would say nothing: FDSTORE=1 has no answer."""
+
+    async def fill(keep: Keep) -> None:
+        await keep.begin(None)
+        fds = [memfd.create("m") for _ in range(keep.room + 1)]
+        with pytest.raises(QuotaExceeded, match="75"):
+            await keep.hold(fds)
+        keys = await keep.hold(fds[1:])
+        assert len(set(keys)) == 75
+        close_all(fds)
+
+    keeper.live(fill, HERE)
+    assert len(keeper.names()) == 76
 
 
 def test_keys_are_used_again(keeper: Keeper) -> None:
@@ -155,7 +171,7 @@ def test_keys_are_used_again(keeper: Keeper) -> None:
             fds = [memfd.create(name) for name in ("a", "b", "c")]
             keys = await keep.hold(fds)
             assert sorted(keys) == ["e-1", "e-2", "e-3"]
-            keep.let_go(fds)
+            keep.let_go([fd.fileno() for fd in fds])
             close_all(fds)
 
     keeper.live(many, HERE)
@@ -169,12 +185,12 @@ def test_an_open_file_has_one_key_as_long_as_anybody_has_it(keeper: Keeper) -> N
         second, third = first.dup(), first.dup()
         assert await keep.hold([first, second]) == ["e-1", "e-1"]
         assert await keep.hold([third]) == ["e-1"]
-        keep.let_go([first])
+        keep.let_go([first.fileno()])
         first.close()
         with second.dup() as fourth:
             assert await keep.hold([fourth]) == ["e-1"], "found by those that are left"
-            keep.let_go([fourth, third])
-        keep.let_go([second])
+            keep.let_go([fourth.fileno(), third.fileno()])
+        keep.let_go([second.fileno()])
         close_all([second, third])
 
     keeper.live(share, HERE)
@@ -185,14 +201,14 @@ def test_the_journal_is_written_anew_when_it_has_grown(keeper: Keeper) -> None:
     async def write(keep: Keep) -> None:
         await begin_and_put(keep)
         for number in range(100):
-            keep.write(Change(1, "c", put={"n": ("e-1", str(number) * 100_000)}))
+            keep.write(Change(1, "c", put={"n": Noted("e-1", str(number) * 100_000)}))
             await asyncio.sleep(0)
 
     keeper.live(write, HERE)
     assert keeper.names() != ["e-1", "e-2", "journal-1"]
     (journal,) = [fd for name, fd in keeper.store.contents() if name.startswith("journal")]
     again = Journal(dup(journal.fileno()))
-    assert again.contents.boxes[BoxKey(1, "c")].entries == {"n": ("e-1", "99" * 100_000)}
+    assert again.contents.boxes[BoxKey(1, "c")].entries == {"n": Noted("e-1", "99" * 100_000)}
     assert again.grown < 9 << 20
     assert list(again.contents.boxes[BOX].entries) == ["x", "y"]
     again.close()

@@ -90,7 +90,8 @@ def version(serving: Serving) -> str:
 
 
 def keeper_told(serving: Serving) -> str:
-    """Return the version that the keeper stated to the service."""
+    """Return the version that the keeper stated to the service that answers."""
+    assert serving.answers()
     content = Path(f"/proc/{service_of(serving.keeper)}/environ").read_text()
     return dict(line.split("=", 1) for line in content.split("\0") if line)["FDBOX_KEEPER"]
 
@@ -176,6 +177,21 @@ def test_code_that_does_not_start_is_refused(code: Code, serving: Serving) -> No
         serving.until(lambda: "going on as it is" in serving.log())
     put(serving, "after")
     assert entries(serving) == ["before", "after"]
+
+
+def test_a_configuration_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.touch()
+    serving = Serving(lambda folder: [*serve(folder), "--config", str(config)])
+    config.write_text("[quota]\nboxen = 1")
+    with (
+        fdbox.connect(serving.socket) as client,
+        pytest.raises(fdbox.UpgradeRefused, match="boxen"),
+    ):
+        client.reexec()
+    config.write_text("")
+    serving.reexec()
+    serving.stop()
 
 
 def test_a_journal_of_the_future_is_kept_for_who_can_read_it(code: Code, serving: Serving) -> None:

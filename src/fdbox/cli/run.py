@@ -7,11 +7,11 @@ import logging
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+import fdbox
 from fdbox.cli.command import (
     cannot_run,
     check_separator,
     command,
-    connect,
     owner_argument,
     socket_argument,
 )
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _RESTART = ("on-failure", "always", "no")
 _MAX_FDS = 4096
+#: seconds that the daemon may take: meanwhile nobody supervises
+_PATIENCE = 2.0
 #: their names travel in one environment variable, which takes 128 KiB
 _MOST_FDS = 16384
 
@@ -79,7 +81,8 @@ def run(options: argparse.Namespace) -> int:
             own = store = OwnStore(options.max_fds)
             stack.callback(own.close)
         else:
-            box = stack.enter_context(connect(options)).box(options.box, options.owner)
+            client = fdbox.connect(options.socket, timeout=_PATIENCE)
+            box = stack.enter_context(client).box(options.box, options.owner)
             for entry in box.list():
                 check_separator(stored_name(entry.name))
             shelf = store = BoxShelf(box, options.max_fds)

@@ -41,10 +41,10 @@ def serve(options: argparse.Namespace) -> int:
     if not protocol.is_kept(os.environ):
         _be_seen_as("keeper")
         return process.run(_own_command())
-    from fdbox.service import config, daemon  # noqa: PLC0415 - no client and no keeper needs them, and they take time
+    from fdbox.service import daemon  # noqa: PLC0415 - no client and no keeper needs them, and they take time
 
     _be_seen_as("serve")
-    heirlooms = daemon.run(config.load(options.config), options.socket or default_socket())
+    heirlooms = daemon.run(options.config, options.socket or default_socket())
     if heirlooms is not None:
         environment = {**os.environ, **sdnotify.inheritance([name for name, _ in heirlooms])}
         spawn.become(_own_command(), environment, [fd.fileno() for _, fd in heirlooms])

@@ -25,21 +25,6 @@ if TYPE_CHECKING:
 _PEEK = 1 << 16
 
 
-async def _until(add: Callable[..., object], remove: Callable[[int], object], fd: int) -> None:
-    """Wait until the event loop says that `fd` can be read or written."""
-    possible: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def ready() -> None:
-        if not possible.done():
-            possible.set_result(None)
-
-    add(fd, ready)
-    try:
-        await possible
-    finally:
-        remove(fd)
-
-
 class Channel:
     """One connection; calls from several tasks take turns. After a fault or a cancelled call it is closed."""
 
@@ -48,6 +33,7 @@ class Channel:
         self.path = path
         self._sock = sock
         self._lock = asyncio.Lock()
+        self._possible: asyncio.Future[None] | None = None
         self._decoder: wire.Decoder[OwnedFd] = wire.Decoder(wire.MAX_REPLY)
 
     @classmethod
@@ -87,9 +73,34 @@ class Channel:
                 yield answer.parameters
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; a task that waits for it gets ConnectionLost."""
+        self._unhook()
         close_all(self._decoder.drain())
         self._sock.close()
+
+    def _unhook(self) -> None:
+        """Take the socket out of the event loop while its number is its own, and wake who waits."""
+        possible, self._possible = self._possible, None
+        if possible is not None:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._sock.fileno())
+            loop.remove_writer(self._sock.fileno())
+            if not possible.done():
+                possible.set_result(None)
+
+    async def _until(self, add: Callable[..., object]) -> None:
+        """Wait until the event loop says that the socket can be read or written."""
+        possible = self._possible = asyncio.get_running_loop().create_future()
+
+        def ready() -> None:
+            if not possible.done():
+                possible.set_result(None)
+
+        add(self._sock.fileno(), ready)
+        try:
+            await possible
+        finally:
+            self._unhook()
 
     async def _exchange(self, request: Request[R] | None) -> wire.Message[OwnedFd]:
         try:
@@ -108,7 +119,7 @@ class Channel:
             try:
                 sent = scm.send_with_fds(self._sock, text, descriptors)
             except BlockingIOError:
-                await _until(loop.add_writer, loop.remove_writer, self._sock.fileno())
+                await self._until(loop.add_writer)
             else:
                 text, descriptors = text[sent:], ()
 
@@ -118,7 +129,7 @@ class Channel:
             try:
                 seen = scm.peek(self._sock, _PEEK)
             except BlockingIOError:
-                await _until(loop.add_reader, loop.remove_reader, self._sock.fileno())
+                await self._until(loop.add_reader)
                 continue
             if not seen:
                 raise EOFError("the daemon closed the connection")

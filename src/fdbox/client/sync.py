@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
+import struct
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -28,12 +30,16 @@ _PEEK = 1 << 16
 class Channel:
     """One connection; calls from several threads take turns. After a fault in the middle of a call it is closed."""
 
-    def __init__(self, path: Path) -> None:
-        """Connect; ConnectionLost if nobody is there."""
+    def __init__(self, path: Path, timeout: float | None = None) -> None:
+        """Connect; ConnectionLost if nobody is there, and later if nothing happens for `timeout` seconds."""
         self.path = path
+        self._timeout = timeout
         self._lock = threading.Lock()
         self._decoder: wire.Decoder[OwnedFd] = wire.Decoder(wire.MAX_REPLY)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        if timeout is not None:  # for connect(2), too, when many wait at the socket
+            limit = struct.pack("@ll", int(timeout), int(timeout % 1 * 1e6))
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         try:
             self._sock.connect(os.fspath(path))
         except OSError as error:
@@ -66,6 +72,8 @@ class Channel:
     def close(self) -> None:
         """Close the connection."""
         close_all(self._decoder.drain())
+        with contextlib.suppress(OSError):  # it may be gone
+            self._sock.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for it
         self._sock.close()
 
     def _send(self, request: Request[R]) -> None:
@@ -89,7 +97,8 @@ class Channel:
     def _chunk(self) -> tuple[bytes, list[OwnedFd]]:
         waiting = select.poll()
         waiting.register(self._sock, select.POLLIN)
-        waiting.poll()
+        if not waiting.poll(None if self._timeout is None else self._timeout * 1000):
+            raise TimeoutError(f"the daemon has not answered in {self._timeout:.0f} s")
         seen = scm.peek(self._sock, _PEEK)
         if not seen:
             raise EOFError("the daemon closed the connection")
@@ -165,10 +174,11 @@ class Subscription:
 class Client:
     """A connection to the daemon, made anew when it is lost; a context manager."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, timeout: float | None = None) -> None:
         """Connect to the daemon's socket."""
         self.path = path
-        self._channel = Channel(path)
+        self._timeout = timeout
+        self._channel = Channel(path, timeout)
         self._connecting = threading.Lock()
         self._closed = False
 
@@ -189,7 +199,7 @@ class Client:
     def _connected(self) -> Channel:
         with self._connecting:
             if self._channel.closed and not self._closed:
-                self._channel = Channel(self.path)
+                self._channel = Channel(self.path, self._timeout)
             return self._channel
 
     def box(self, name: str, owner: int | None = None, *, exclusive: bool = False) -> Box:
@@ -260,10 +270,12 @@ class Client:
         self.close()
 
 
-def connect(path: str | os.PathLike[str] | None = None) -> Client:
+def connect(path: str | os.PathLike[str] | None = None, *, timeout: float | None = None) -> Client:
     """Return a client of the daemon at `path`, by default where `address.default_socket` says.
+
+    With `timeout`, a call that has no answer for so many seconds raises ConnectionLost; updates and subscriptions wait.
 
     Raises:
         ConnectionLost: nobody is there.
     """
-    return Client(default_socket() if path is None else Path(path))
+    return Client(default_socket() if path is None else Path(path), timeout)

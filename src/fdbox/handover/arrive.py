@@ -70,7 +70,12 @@ class Finished:
     session: str
 
 
-Step = Received | BoxCame | Finished | Loss
+@dataclass(frozen=True, slots=True)
+class AllCame:
+    """Nothing more is to come; the index is finished next."""
+
+
+Step = Received | BoxCame | Finished | AllCame | Loss
 
 
 @dataclass(slots=True)
@@ -101,6 +106,7 @@ def arrive(carrier: Carrier[OwnedFd], running: str, past: Past) -> Iterator[Step
         elif (had := past.sessions.pop(session, None)) is not None:
             carrier.resume(session, had).finish()
             yield Finished(session)
+    yield AllCame()
     delivery.finish()
     yield Finished(manifest.INDEX_SESSION)
 
@@ -123,12 +129,15 @@ def _read_index(delivery: Delivery[OwnedFd], running: str) -> Index:
 def _box(
     carrier: Carrier[OwnedFd], running: str, past: Past, session: str, box: BoxKey
 ) -> Iterator[Step]:
+    # That the carrier cannot be asked now is no loss: it is raised, and the next process asks again.
+    delivery = yield from _receive(carrier, session, past)
+    if delivery is None:
+        missing = ManifestInvalid(
+            "it was sealed, and did not come", remedy="was the kernel loaded by somebody else?"
+        )
+        yield Loss(box, "", str(missing))
+        return
     try:
-        delivery = yield from _receive(carrier, session, past)
-        if delivery is None:
-            raise ManifestInvalid(
-                "it was sealed, and did not come", remedy="was the kernel loaded by somebody else?"
-            )
         entries, losses = load_box(delivery, running)
     except FdboxError as error:
         yield Loss(box, "", str(error))

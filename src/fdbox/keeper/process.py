@@ -11,6 +11,7 @@ Signals are blocked and read, so that none is lost, whatever the keeper is about
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -33,6 +34,8 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
 _STATE = "FDBOX_KEEPER_STATE"
 _NO_SERVICE = -1
+#: more than the kernel queues at a socket (net.unix.max_dgram_qlen)
+_AT_ONCE = 1024
 
 
 @dataclass(slots=True)
@@ -53,6 +56,9 @@ class Keeper:
         """`command` starts the service, and the keeper itself when it is replaced."""
         self._command = command
         self._state = state
+        self._stopping = False
+        # Ignored, as whoever started us may have left it, it would take the service's status with it.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._signals = signalfd.block(_FORWARDED)
 
     def run(self) -> int:
@@ -61,6 +67,10 @@ class Keeper:
         pause = 0.0
         while not self._told_to_end(pause):
             status = self._live()
+            if (
+                self._stopping
+            ):  # it may have been killed by that, before it could do what it was told
+                return max(0, status)
             if status == 0 or (status > 0 and not state.store.contents()):
                 return status
             _say(f"the service ended with status {status}: starting it again")
@@ -70,7 +80,7 @@ class Keeper:
     def close(self) -> None:
         """Let go of everything."""
         self._state.store.close()
-        self._state.notify.close()
+        sdnotify.forget(self._state.notify)
         self._signals.close()
 
     def _told_to_end(self, pause: float) -> bool:
@@ -100,11 +110,21 @@ class Keeper:
                 if process.fileno() in events:
                     break
                 for number in signalfd.read(self._signals.fileno()):
-                    signal.pidfd_send_signal(process.fileno(), number)
+                    self._forward(process.fileno(), number)
         self._take_messages()  # what it said last
         _, status = os.waitpid(state.service, 0)
         state.service = 0
         return os.waitstatus_to_exitcode(status)
+
+    def _forward(self, process: int, number: signal.Signals) -> None:
+        if number != signal.SIGHUP:
+            self._stopping = True
+        elif (
+            not self._state.ready
+        ):  # it starts, with what is on disk now, and a hang-up would end it
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, number)
 
     def _start(self) -> int:
         held = self._state.store.contents()
@@ -122,7 +142,7 @@ class Keeper:
             return _NO_SERVICE
 
     def _take_messages(self) -> None:
-        while True:
+        for _ in range(_AT_ONCE):
             try:
                 message = sdnotify.receive(self._state.notify)
             except BlockingIOError:
@@ -130,13 +150,19 @@ class Keeper:
             except OSError as error:
                 _say(f"a message was lost: {error}")
                 continue
-            if message.sender != self._state.service:
-                message = message._replace(fields={})
-            obey(message, self._state.store)
-            if message.fields.get("READY") == "1":
-                self._is_ready()
-            if message.fields.get(protocol.REEXEC) == "1":
-                _replace(self._command, self._state)
+            try:
+                self._do(message)
+            except Exception as error:  # noqa: BLE001 - whatever it is, what is held is not let go for it
+                _say(f"a message was not done: {error!r}")
+
+    def _do(self, message: sdnotify.Message) -> None:
+        if message.sender != self._state.service:
+            message = message._replace(fields={})
+        obey(message, self._state.store)
+        if message.fields.get("READY") == "1":
+            self._is_ready()
+        if message.fields.get(protocol.REEXEC) == "1":
+            _replace(self._command, self._state)
 
     def _is_ready(self) -> None:
         self._state.ready = True
@@ -160,8 +186,10 @@ def _next_pause(pause: float) -> float:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"fdbox keeper: {text}\n")
-    sys.stderr.flush()
+    # Who reads it may be gone, or never have been.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"fdbox keeper: {text}\n")
+        sys.stderr.flush()
 
 
 # --- replacing the keeper itself -------------------------------------------------------------------------------------
@@ -171,6 +199,7 @@ def _replace(command: Sequence[str], state: State) -> None:
     """Become the code that is now on disk; come back only if that cannot be, and then all is as it was."""
     held = state.store.contents()
     told = {
+        "version": protocol.VERSION,
         "held": [(name, fd.fileno()) for name, fd in held],
         "notify": state.notify.fileno(),
         "service": state.service,
@@ -195,8 +224,11 @@ def _taken_over(note: str) -> State:
         told = json.loads(os.pread(stored.fileno(), os.fstat(stored.fileno()).st_size, 0))
     store = Store(protocol.MAX_DESCRIPTORS)
     for name, number in told["held"]:
-        os.set_inheritable(number, False)  # noqa: FBT003 - takes no keyword
-        store.add(name, [OwnedFd(number)], poll=False)
+        try:
+            os.set_inheritable(number, False)  # noqa: FBT003 - takes no keyword
+            store.add(name, [OwnedFd(number)], poll=False)
+        except Exception as error:  # noqa: BLE001 - one that makes trouble must not end the others' stay
+            _say(f"cannot go on to hold {name}: {error!r}")
     notify = sdnotify.adopt(told["notify"])
     return State(store, notify, told["service"], ready=bool(told["ready"]))
 
@@ -207,7 +239,7 @@ def run(command: Sequence[str]) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     note = os.environ.pop(_STATE, None)
     if note is None:
-        state = State(Store(protocol.MAX_DESCRIPTORS), sdnotify.listen())
+        state = State(Store(protocol.MAX_DESCRIPTORS), sdnotify.listen_privately())
     else:
         state = _taken_over(note)
     keeper = Keeper(command, state)

@@ -19,6 +19,7 @@ VARIABLE = "FDBOX_KEEPER"
 REEXEC = "X_FDBOX_REEXEC"
 #: descriptors that a keeper takes: their names travel in one environment variable, which takes 128 KiB, 7 bytes a name
 MAX_DESCRIPTORS = 18_000
+_RESERVED = 1616
 
 
 def room(environment: Mapping[str, str]) -> int:
@@ -28,6 +29,12 @@ def room(environment: Mapping[str, str]) -> int:
     """
     told = environment.get("FDSTORE", "")
     return min(int(told), MAX_DESCRIPTORS) if told.isdecimal() else 0
+
+
+def room_for_entries(environment: Mapping[str, str]) -> int:
+    """Return how many of them entries may be: not the journals, the socket, deliveries, nor what is on its way."""
+    most = room(environment)
+    return most - min(_RESERVED, most // 4)
 
 
 def is_kept(environment: Mapping[str, str]) -> bool:

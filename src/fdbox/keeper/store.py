@@ -11,7 +11,8 @@ import logging
 import select
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from fdbox.linux.kcmp import OpenFiles
+from fdbox.keeper.openfiles import OpenFiles
+from fdbox.linux.closer import Closer
 from fdbox.linux.sdnotify import MAX_NAME
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 log: logging.Logger = logging.getLogger(__name__)
 
 UNNAMED = "stored"
+#: closes what others have opened
+closer: Closer = Closer()
 
 
 class Shelf(Protocol):
@@ -56,7 +59,7 @@ def obey(message: Message, shelf: Shelf) -> None:
         shelf.add(name, message.descriptors, poll=fields.get("FDPOLL") != "0")
     else:
         for fd in message.descriptors:
-            _close(fd)
+            closer.close(fd)
 
 
 def may_be_name(name: str) -> bool:
@@ -84,10 +87,10 @@ class Store:
         for fd in fds:
             if self._count >= self._limit:
                 log.error("no room for %r: the limit is %d descriptors", name, self._limit)
-                _close(fd)
+                closer.close(fd)
                 continue
             if self._files.find(fd.fileno()) is not None:
-                _close(fd)
+                closer.close(fd)
                 continue
             self._files.add(fd.fileno())
             self._held.setdefault(name, []).append(Held(fd, poll and self._watch(fd)))
@@ -139,12 +142,4 @@ class Store:
             self._hangups.unregister(held.fd.fileno())
         self._files.discard(held.fd.fileno())
         self._count -= 1
-        _close(held.fd)
-
-
-def _close(fd: OwnedFd) -> None:
-    """Close a descriptor; what its file system says then is for whoever wrote, and must not end who only holds."""
-    try:
-        fd.close()
-    except OSError as error:
-        log.warning("closing what was held: %s", error)
+        closer.close(held.fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 
 _ARG_START, _ARG_END = 47, 48  # fields of /proc/PID/stat, from 0: proc_pid_stat(5)
@@ -21,6 +22,6 @@ def show(words: list[str]) -> None:
     room = end - start
     if not start or room <= 0:
         return
-    shown = b"\0".join(word.encode() for word in words)[: room - 1]
+    shown = b"\0".join(os.fsencode(word) for word in words)[: room - 1]
     ctypes.memset(start, 0, room)
     ctypes.memmove(start, shown, len(shown))

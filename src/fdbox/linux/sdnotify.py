@@ -6,13 +6,16 @@ LISTEN_FDS=n has descriptors 3 to 2+n, named by LISTEN_FDNAMES, if LISTEN_PID is
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fdbox.linux import scm
-from fdbox.linux.fd import OwnedFd, close_all
+from fdbox.linux.fd import OwnedFd
 from fdbox.linux.spawn import FIRST
 
 if TYPE_CHECKING:
@@ -45,10 +48,29 @@ def listen() -> socket.socket:
     return sock
 
 
+def listen_privately() -> socket.socket:
+    """Return a socket for NOTIFY_SOCKET in a folder of its own, which only this user can enter; `forget` it in the end."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "/run")
+    where = runtime if os.access(runtime, os.W_OK) else None
+    sock.bind(f"{tempfile.mkdtemp(prefix='fdbox-keeper-', dir=where)}/notify")
+    return sock
+
+
+def forget(sock: socket.socket) -> None:
+    """Close a socket that `listen_privately` made, and remove its folder."""
+    path = Path(address(sock))
+    sock.close()
+    with contextlib.suppress(OSError):  # somebody else has tidied up
+        path.unlink()
+        path.parent.rmdir()
+
+
 def address(sock: socket.socket) -> str:
-    """Return what NOTIFY_SOCKET has to be for a socket that `listen` made."""
-    name: bytes = sock.getsockname()
-    return "@" + name[1:].decode("ascii")
+    """Return what NOTIFY_SOCKET has to be for a socket that one of these made."""
+    name: bytes | str = sock.getsockname()
+    return name if isinstance(name, str) else "@" + name[1:].decode("ascii")
 
 
 def adopt(number: int) -> socket.socket:
@@ -78,7 +100,7 @@ def send(sock: socket.socket, fields: Mapping[str, str], fds: Sequence[int] = ()
 def receive(sock: socket.socket) -> Message:
     """Return the next datagram; OSError (BlockingIOError: there is none).
 
-    A datagram that was cut, or that is no text, comes without assignments, and its descriptors are closed.
+    A datagram that was cut, or that is no text, comes without assignments. Its descriptors are the caller's to close.
     """
     data, control, flags, _ = sock.recvmsg(_MAX_MESSAGE, _ROOM, _CLOEXEC)
     descriptors: list[OwnedFd] = []
@@ -94,9 +116,6 @@ def receive(sock: socket.socket) -> Message:
     except UnicodeDecodeError:
         text = ""
     fields = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-    if not fields:
-        close_all(descriptors)
-        descriptors = []
     return Message(fields, descriptors, sender)
 
 

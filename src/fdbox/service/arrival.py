@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from fdbox.errors import FdboxError
 from fdbox.handover import arrive
-from fdbox.handover.arrive import BoxCame, Finished, Loss, Past, Received, Step
-from fdbox.linux.fd import OwnedFd, close_all
+from fdbox.handover.arrive import AllCame, BoxCame, Finished, Loss, Past, Received, Step
+from fdbox.linux.fd import OwnedFd, close_all, dup
 from fdbox.model import BoxKey
-from fdbox.service.journal import Arrived, Change, Lost
+from fdbox.service.journal import Arrived, Change, Lost, Record
+from fdbox.service.keep import SESSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +36,6 @@ class Arrival:
         self._vault = vault
         self._keep = vault.keep
         self._sessions = sessions
-        self._failed = False
         #: what is not finished: unreadable, and kept for somebody who may still understand it
         self.open: dict[str, Delivery[OwnedFd]] = {}
 
@@ -47,14 +47,16 @@ class Arrival:
         finally:
             close_all(self._sessions.values())  # of what stays unfinished, the keeper has its own
 
+    def hand_over(self) -> list[tuple[str, OwnedFd]]:
+        """Return what is not finished, by the names that the keeper has it under, for the process that takes over."""
+        return [(f"{SESSION}{name}", dup(one.fileno())) for name, one in self.open.items()]
+
     async def _receive(self) -> None:
         done = () if self._keep is None else frozenset(self._keep.contents.arrived)
         past = Past(self._sessions, done)
         steps = arrive.arrive(self._vault.carrier, self._vault.kernel.incarnation(), past)
         while (step := await self._next(steps)) is not None:
             await self._make_safe(step)
-        if self._keep is not None and not self._failed:
-            self._keep.write(Arrived(everything=True))
 
     async def _next(self, steps: Iterator[Step]) -> Step | None:
         """Return the next step, or None after the last; a carrier that cannot be asked is asked by the next process."""
@@ -63,7 +65,6 @@ class Arrival:
         except FdboxError as error:
             log.error("cannot ask for what the last kernel left: %s", error)  # noqa: TRY400 - the sentence says it all
             self._vault.losses.append(Loss(None, "", str(error)))
-            self._failed = True
             return None
 
     async def _make_safe(self, step: Step) -> None:
@@ -77,26 +78,35 @@ class Arrival:
                     self._note(loss)
                 await self._adopt(step)
             case Finished():
-                self.open.pop(step.session, None)
-                if self._keep is not None:
-                    self._keep.let_go_of_session(step.session)
+                self._let_go(step.session)
+            case AllCame():
+                self._write(Arrived(everything=True))
             case Loss():
                 self._note(step)
         self._vault.reached(f"arrival: {type(step).__name__}")
 
+    def _let_go(self, session: str) -> None:
+        self.open.pop(session, None)
+        if self._keep is not None:
+            self._keep.let_go_of_session(session)
+
     def _note(self, loss: Loss) -> None:
+        if loss in self._vault.losses:  # a process before this one has met it, too
+            return
         log.error("lost: %s %r: %s", loss.box, loss.entry, loss.reason)
         self._vault.losses.append(loss)
+        self._write(lost_record(loss))
+
+    def _write(self, record: Record) -> None:
         if self._keep is not None:
-            self._keep.write(lost_record(loss))
+            self._keep.write(record)
 
     async def _adopt(self, came: BoxCame) -> None:
         key = self._free_key(came.box)
         fresh = {name: self._vault.readmit(entry) for name, entry in came.entries.items()}
         await self._vault.hold(list(fresh.values()))
-        if self._keep is not None:
-            noted = {name: (held.key, held.description.label) for name, held in fresh.items()}
-            self._keep.write(Change(key.owner, key.name, put=noted, session=came.session))
+        noted = {name: held.noted() for name, held in fresh.items()}
+        self._write(Change(key.owner, key.name, put=noted, session=came.session))
         self._vault.boxes.adopt(key, fresh)
         self._vault.arrived += len(fresh)
 

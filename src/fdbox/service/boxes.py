@@ -10,6 +10,8 @@ raises has taken nothing and changed nothing. What is let go is returned, for cl
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -74,6 +76,8 @@ class Boxes(Generic[D]):
         """Begin with no boxes; `quota` holds for every user, root too."""
         self._quota = quota
         self._boxes: dict[BoxKey, Box[D]] = {}
+        #: by owner: what is on its way into a box
+        self._reserved: Counter[int] = Counter()
 
     def __iter__(self) -> Iterator[Box[D]]:
         """Return the boxes in the order of their creation."""
@@ -124,8 +128,30 @@ class Boxes(Generic[D]):
             EntryExists: a name is taken and `replace` was not asked for.
             BoxNotFound, BoxSealed, InvalidName, QuotaExceeded, UsageError: as they say.
         """
+        box, taken = self._check_put(key, [name for name, _ in new], replace=replace)
+        released = [box.entries[name] for name in taken]
+        box.entries.update(new)
+        return released
+
+    @contextlib.contextmanager
+    def reserved(
+        self, key: BoxKey, names: Sequence[str], *, replace: bool = False
+    ) -> Iterator[None]:
+        """Keep room for what is going to be put; errors as `put`, which may still raise them."""
+        _, taken = self._check_put(key, names, replace=replace)
+        count = len(names) - len(taken)
+        self._reserved[key.owner] += count
+        try:
+            yield
+        finally:
+            self._reserved[key.owner] -= count
+
+    def _check_put(
+        self, key: BoxKey, new: Sequence[str], *, replace: bool
+    ) -> tuple[Box[D], list[str]]:
+        """Return the box, and which of the names are taken."""
         box = self._changeable(key)
-        names = [check_name(name, "entry") for name, _ in new]
+        names = [check_name(name, "entry") for name in new]
         if len(set(names)) != len(names):
             raise UsageError("one call names an entry twice", remedy="give each entry its own name")
         taken = [name for name in names if name in box.entries]
@@ -133,14 +159,14 @@ class Boxes(Generic[D]):
             raise EntryExists(
                 f"box {key.name!r} has an entry {taken[0]!r}", box=key.name, entry=taken[0]
             )
-        held = self.held_by(key.owner) + len(new) - len(taken)
+        more = len(new) - len(taken)
+        held = self.held_by(key.owner) + self._reserved[key.owner] + more
         self._check("entries", held, self._quota.entries)
         self._check("descriptors", held, self._quota.descriptors)
-        everybody = sum(len(one.entries) for one in self._boxes.values()) + len(new) - len(taken)
-        self._check("descriptors of all users", everybody, self._quota.everybody)
-        released = [box.entries[name] for name in taken]
-        box.entries.update(new)
-        return released
+        everybody = sum(len(one.entries) for one in self._boxes.values()) + more
+        on_the_way = self._reserved.total()
+        self._check("descriptors of all users", everybody + on_the_way, self._quota.everybody)
+        return box, taken
 
     def get(self, key: BoxKey, names: Iterable[str]) -> list[D]:
         """Return the descriptors under `names`, in that order; a sealed box still gives."""

@@ -13,9 +13,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from fdbox.errors import ConnectionLost, EntryExists, EntryNotFound, FdboxError
+from fdbox.keeper.openfiles import OpenFiles
 from fdbox.keeper.store import Store
 from fdbox.linux.fd import close_all
-from fdbox.linux.kcmp import OpenFiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

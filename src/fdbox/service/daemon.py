@@ -12,7 +12,7 @@ import time
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from fdbox.errors import FdboxError, UpdateInProgress
+from fdbox.errors import FdboxError, KeeperGone, UpdateInProgress, UpgradeRefused
 from fdbox.handover.carriers.kernel import KernelCarrier
 from fdbox.keeper import protocol
 from fdbox.linux import sdnotify
@@ -22,6 +22,7 @@ from fdbox.ports import go_on
 from fdbox.service import upgrade
 from fdbox.service.arrival import Arrival
 from fdbox.service.boxes import Quota
+from fdbox.service.config import load
 from fdbox.service.keep import LISTENER, Keep
 from fdbox.service.live import LiveUpdate
 from fdbox.service.methods import Methods
@@ -29,7 +30,7 @@ from fdbox.service.server import Server
 from fdbox.service.vault import Vault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from fdbox.ports import Carrier, Kernel, Reached
@@ -39,15 +40,12 @@ log: logging.Logger = logging.getLogger(__name__)
 
 #: descriptors kept free for connections, calls on their way, and sealing
 _RESERVED_DESCRIPTORS = 2048
-#: of what a keeper takes, kept free for what is not in a box: the journals, the socket, deliveries, and a `put` with
-#: `replace`, which has both for a moment
-_RESERVED_WITH_KEEPER = 1616
 
 #: What a process gives to the one that takes over: names as the keeper has them, and descriptors.
 Heirlooms = list[tuple[str, OwnedFd]]
 
 
-def run(config: Config, socket: Path) -> Heirlooms | None:
+def run(config: Path | None, socket: Path) -> Heirlooms | None:
     """Serve until SIGTERM or SIGINT; or until `fdbox reexec` or SIGHUP, and then return what takes over is to be given.
 
     Raises:
@@ -56,8 +54,14 @@ def run(config: Config, socket: Path) -> Heirlooms | None:
     logging.basicConfig(level=logging.INFO, format="fdbox: %(message)s")
     given = sdnotify.take_inherited(os.environ)
     kernel = RunningKernel()
-    make = functools.partial(Service, config, KernelCarrier(), kernel)
-    return asyncio.run(serve(make, socket, given, kernel.incarnation()))
+    check = functools.partial(upgrade.check_code_on_disk, config)
+    make = functools.partial(Service, load(config), KernelCarrier(), kernel, check=check)
+    loop = asyncio.new_event_loop()
+    try:
+        # Not asyncio.run, which waits for the threads that close what clients have opened: that may take long.
+        return loop.run_until_complete(serve(make, socket, given, kernel.incarnation()))
+    finally:
+        loop.close()
 
 
 async def serve(
@@ -82,20 +86,27 @@ async def serve(
 class Service:
     """The daemon's parts; `carrier`, `kernel`, `keep` and `reached` are injected."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that is injected
         self,
         config: Config,
         carrier: Carrier[OwnedFd],
         kernel: Kernel,
         keep: Keep | None = None,
         reached: Reached = go_on,
+        *,
+        check: Callable[[], Awaitable[str]] = upgrade.check_code_on_disk,
     ) -> None:
-        """Put the parts together, inside a running event loop; nothing is served yet."""
+        """Put the parts together, inside a running event loop; nothing is served yet.
+
+        `check` returns the version of the code that would take over, or raises UpgradeRefused.
+        """
+        self._check = check
         #: done when this process is to end; True: another one takes over
         self.stopped: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._keep = keep
         self._arrival: Arrival | None = None
         self._reloading: asyncio.Task[None] | None = None
+        self._is_over = False
         quota = Quota(
             boxes=config.quota.boxes,
             entries=config.quota.entries,
@@ -147,11 +158,14 @@ class Service:
             UpgradeRefused: it does not start.
             UpdateInProgress: not in the middle of a live update.
         """
-        version = await upgrade.check_code_on_disk()
+        version = await self._check()
         if not self.live.idle:
             raise UpdateInProgress("the daemon is not replaced in the middle of a live update")
         if self._keep is not None:
-            self._keep.replace_keeper()
+            try:
+                await self._keep.replace_keeper()
+            except KeeperGone as error:  # what is held hangs on this process alone
+                raise UpgradeRefused(error.message, remedy=error.remedy) from error
             self._keep.reloading(time.monotonic())
         self._end(again=True)
         return version
@@ -173,7 +187,8 @@ class Service:
             self._reloading = None
 
     def stop(self) -> None:
-        """Do what SIGTERM asks for."""
+        """Do what SIGTERM asks for, also when another process was to take over."""
+        self._is_over = True
         self._end(again=False)
 
     def _end(self, *, again: bool) -> None:
@@ -184,7 +199,10 @@ class Service:
         """End everything in order: what runs, who is connected, what is held. `again`: return it, for who takes over."""
         heirlooms: Heirlooms = []
         await self.live.close()
+        again &= not self._is_over
         if again:
+            assert self._arrival is not None
+            heirlooms += self._arrival.hand_over()
             heirlooms.append((LISTENER, dup(self.server.listener.fileno())))
         elif self._keep is not None:
             self._keep.forget_listener()
@@ -214,5 +232,4 @@ def _room_for_descriptors(*, kept: bool) -> int:
     room = hard - min(_RESERVED_DESCRIPTORS, hard // 4)
     if not kept:
         return room
-    with_keeper = protocol.room(os.environ)
-    return min(room // 2, with_keeper - min(_RESERVED_WITH_KEEPER, with_keeper // 4))
+    return min(room // 2, protocol.room_for_entries(os.environ))

@@ -40,14 +40,22 @@ class Format(msgspec.Struct, frozen=True, tag="format"):
     incarnation: str
 
 
+class Noted(msgspec.Struct, frozen=True, array_like=True):
+    """An entry: the key of its descriptor, and what was seen of it, for to look again may fail, or take for ever."""
+
+    key: str
+    label: str = ""
+    kind: str = ""
+    size: int | None = None
+
+
 class Change(msgspec.Struct, frozen=True, omit_defaults=True, tag="box"):
     """A box is there, or gone (`deleted`); entries were put under keys, or removed; its owner sealed it, or unsealed it."""
 
     owner: int
     box: str
     deleted: bool = False
-    #: name -> key of its descriptor, and its label
-    put: dict[str, tuple[str, str]] = {}
+    put: dict[str, Noted] = {}
     removed: list[str] = []
     #: None: as it was
     sealed: bool | None = None
@@ -82,9 +90,9 @@ Record = Change | Arrived | Lost | NextKernel
 
 @dataclass(slots=True)
 class Box:
-    """A box as the journal knows it: entry -> key of its descriptor, and its label."""
+    """A box as the journal knows it."""
 
-    entries: dict[str, tuple[str, str]] = field(default_factory=dict)
+    entries: dict[str, Noted] = field(default_factory=dict)
     sealed: bool = False
 
 

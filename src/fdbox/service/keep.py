@@ -19,10 +19,10 @@ import heapq
 import logging
 from typing import TYPE_CHECKING
 
-from fdbox.errors import FdboxError
+from fdbox.errors import FdboxError, QuotaExceeded
 from fdbox.keeper import protocol
+from fdbox.keeper.openfiles import OpenFiles
 from fdbox.linux.fd import OwnedFd, close_all, dup
-from fdbox.linux.kcmp import OpenFiles
 from fdbox.service.journal import Change, Contents, Journal, Record
 from fdbox.service.keeper_link import KeeperLink
 
@@ -37,7 +37,7 @@ log: logging.Logger = logging.getLogger(__name__)
 
 #: names with the keeper: e-1a (an entry, in hexadecimal), journal-3 (the third journal), session-NAME (a delivery of the
 #: last kernel that is not finished), listener
-_ENTRY, _JOURNAL, _SESSION, LISTENER = "e-", "journal-", "session-", "listener"
+_ENTRY, _JOURNAL, SESSION, LISTENER = "e-", "journal-", "session-", "listener"
 #: a journal that grew by this much is written anew
 _GROWTH = 8 << 20
 
@@ -79,6 +79,9 @@ class Keep:
         used = set(_numbers(self._given, _ENTRY))
         self._next = 1 + max(used, default=0)
         self._free = [number for number in range(1, self._next) if number not in used]
+        #: descriptors of entries that the keeper takes: it says nothing when it has no room
+        self.room: int = protocol.room_for_entries(environment)
+        self._has_past = bool(given)
         self._files = OpenFiles()
         self._key: dict[int, str] = {}
         self._sharers: dict[str, list[int]] = {}
@@ -102,8 +105,8 @@ class Keep:
 
     def take_sessions(self) -> dict[str, OwnedFd]:
         """Return the deliveries of the last kernel that the process before this one had not finished."""
-        names = [name for name in self._given if name.startswith(_SESSION)]
-        return {name.removeprefix(_SESSION): self._given.pop(name) for name in names}
+        names = [name for name in self._given if name.startswith(SESSION)]
+        return {name.removeprefix(SESSION): self._given.pop(name) for name in names}
 
     async def begin(self, listener: socket.socket | None) -> None:
         """Begin a new journal, let go of what nobody took, and hold a new `listener`; errors as `hold`."""
@@ -127,14 +130,16 @@ class Keep:
         """Return the keys under which the keeper now has these descriptors; `let_go` before they are closed.
 
         Raises:
-            KeeperGone: there is no keeper any more, and nothing is held.
+            QuotaExceeded: the keeper has no room for them.
+            KeeperGone: there is no keeper any more.
+        In either case nothing is held.
         """
-        begun = []
+        begun: list[int] = []
         keys = []
         try:
-            for fd in fds:
-                keys.append(self._key_for(fd.fileno()))
-                begun.append(fd)
+            for number in [fd.fileno() for fd in fds]:
+                keys.append(self._key_for(number))
+                begun.append(number)
             self._reached("sent to the keeper")
             await self._link.barrier()
         except BaseException:
@@ -143,10 +148,9 @@ class Keep:
         self._reached("with the keeper")
         return keys
 
-    def let_go(self, fds: Iterable[OwnedFd]) -> None:
+    def let_go(self, numbers: Iterable[int]) -> None:
         """Have the keeper close what was held for these descriptors, unless others share their open files."""
-        for fd in fds:
-            number = fd.fileno()
+        for number in numbers:
             key = self._key.pop(number)
             sharers = self._sharers[key]
             stood_for_it = sharers[0] == number
@@ -162,12 +166,12 @@ class Keep:
 
     async def hold_session(self, name: str, fd: int) -> None:
         """Have a delivery outlive this process; errors as `hold`."""
-        self._store(_SESSION + name, fd)
+        self._store(SESSION + name, fd)
         await self._link.barrier()
 
     def let_go_of_session(self, name: str) -> None:
         """Have the keeper close a delivery."""
-        self._let_go_of(_SESSION + name)
+        self._let_go_of(SESSION + name)
 
     def prepare(self, record: Record) -> None:
         """Take the memory that `write` of this record is going to need; NoRoom if there is none."""
@@ -184,10 +188,15 @@ class Keep:
         if grown > _GROWTH and self._changing is None:
             self._changing = asyncio.get_running_loop().create_task(self._change_journal())
 
-    def replace_keeper(self) -> None:
-        """Have the keeper become the code that is now on disk, if it can (systemd cannot, and older keepers)."""
+    async def replace_keeper(self) -> None:
+        """Have the keeper become the code that is now on disk, if it can (systemd cannot, and older keepers).
+
+        Raises:
+            KeeperGone: it did not survive that, or was no more.
+        """
         if self._version >= 1:
             self._link.tell({protocol.REEXEC: "1"})
+        await self._link.barrier()
 
     def reloading(self, now: float) -> None:
         """Say that this process is about to be replaced; `now` is monotonic, in seconds."""
@@ -231,8 +240,8 @@ class Keep:
         missing = [
             (box_key, name)
             for box_key, box in self.contents.boxes.items()
-            for name, (key, _) in box.entries.items()
-            if key not in self._given
+            for name, noted in box.entries.items()
+            if noted.key not in self._given
         ]
         for box_key, name in missing:
             self.contents.apply(Change(box_key.owner, box_key.name, removed=[name]))
@@ -244,7 +253,14 @@ class Keep:
         if known is not None:
             key = self._key[known]
         else:
+            if len(self._sharers) >= self.room:
+                raise QuotaExceeded(
+                    f"the keeper has room for {self.room} descriptors", limit=self.room
+                )
             key = f"{_ENTRY}{self._new_number():x}"
+            if self._has_past:
+                # A process before this one may have lost count of it; two files under a key would be one too many.
+                self._let_go_of(key)
             self._store(key, number)
         self._share(number, key)
         return key

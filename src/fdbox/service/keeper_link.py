@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fdbox.errors import KeeperGone
 from fdbox.linux import sdnotify
@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 log: logging.Logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.01
+#: what a datagram socket says that has lost its peer, or its way there
+_CUT = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN, errno.EPIPE)
+
+
+class _Letter(NamedTuple):
+    """A message on its way."""
+
+    fields: Mapping[str, str]
+    fds: Sequence[int]
+    sent: asyncio.Future[None]
 
 
 class KeeperLink:
@@ -29,15 +39,22 @@ class KeeperLink:
         self._address = notify_socket
         self._sock = sdnotify.connect(notify_socket)
         self._parent = os.getppid()
-        self._outbox: deque[tuple[Mapping[str, str], Sequence[int]]] = deque()
+        self._outbox: deque[_Letter] = deque()
         self._sending: asyncio.Task[None] | None = None
         self._lost = False
 
     def tell(self, fields: Mapping[str, str], fds: Sequence[int] = ()) -> None:
         """Send a message after all that were told before. Its descriptors are borrowed until a barrier after it."""
-        self._outbox.append((fields, fds))
+        self._post(fields, fds)
+
+    def _post(self, fields: Mapping[str, str], fds: Sequence[int]) -> asyncio.Future[None]:
+        """Return what is done when the message was sent, or cannot be."""
+        loop = asyncio.get_running_loop()
+        letter = _Letter(fields, fds, loop.create_future())
+        self._outbox.append(letter)
         if self._sending is None:
-            self._sending = asyncio.get_running_loop().create_task(self._send_all())
+            self._sending = loop.create_task(self._send_all())
+        return letter.sent
 
     async def barrier(self) -> None:
         """Return when the keeper has done everything that it was told.
@@ -48,9 +65,7 @@ class KeeperLink:
         reading, writing = (OwnedFd(end) for end in os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
         with reading:
             with writing:
-                self.tell({"BARRIER": "1"}, [writing.fileno()])
-                if self._sending is not None:
-                    await asyncio.shield(self._sending)
+                await self._post({"BARRIER": "1"}, [writing.fileno()])
             await _closed(reading.fileno())
         # If it died, what was on its way was closed with it, and looks like an answer.
         if self._lost or not self._is_alive():
@@ -65,12 +80,14 @@ class KeeperLink:
     async def _send_all(self) -> None:
         try:
             while self._outbox:
-                await self._send(*self._outbox[0])
-                self._outbox.popleft()
+                await self._send(self._outbox[0].fields, self._outbox[0].fds)
+                _settle(self._outbox.popleft().sent)
         except OSError as error:
             self._lost = True
             log.error("the keeper cannot be told anything any more: %s", error)  # noqa: TRY400
         finally:
+            for letter in self._outbox:
+                _settle(letter.sent)
             self._outbox.clear()
             self._sending = None
 
@@ -85,8 +102,10 @@ class KeeperLink:
                     return
                 if error.errno == errno.ETOOMANYREFS:  # on their way for this user
                     await asyncio.sleep(_RETRY_SECONDS)
-                else:
+                elif error.errno in _CUT:
                     self._connect_again(error)
+                else:
+                    raise
             else:
                 return
 

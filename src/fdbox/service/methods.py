@@ -117,9 +117,12 @@ class Methods:
         self, call: Call, key: BoxKey, fresh: list[Held] | None, brought: list[OwnedFd]
     ) -> Reply:
         """Look at what could block; have the keeper hold what would die with us."""
-        if fresh is None:
-            fresh = await self._vault.examine(brought)
-        await self._vault.hold(fresh)
+        request = _as(interface.Put, call)
+        names = [entry.name for entry in request.entries]
+        with self._boxes.reserved(key, names, replace=bool(request.replace)):
+            if fresh is None:
+                fresh = await self._vault.examine(brought)
+            await self._vault.hold(fresh)
         try:
             return self._keep(call, key, fresh)
         except BaseException:

@@ -185,7 +185,9 @@ class Server:
             connection.close()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._close_doomed()
-        while self._closing is not None:
+        while (
+            self._closing is not None and not again
+        ):  # it may take long, and the process ends anyway
             await asyncio.wait([self._closing])
             await asyncio.sleep(0)  # its callback runs in the next round
             self._close_doomed()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fdbox.keeper.store import Shelf, Store, obey
 from fdbox.linux import sdnotify, signalfd, spawn
-from fdbox.linux.fd import OwnedFd, close_all, is_readable
+from fdbox.linux.fd import OwnedFd, is_readable
 from fdbox.service.notify import PASSED_ON, Program, Wish
 
 if TYPE_CHECKING:
@@ -286,9 +286,12 @@ class Supervisor:
                 return
             if not self._is_ours(message.sender):
                 log.warning("process %d is none of the program's: not heard", message.sender)
-                close_all(message.descriptors)
+                obey(message._replace(fields={}), self._store)  # closes what came with it
                 continue
+            before = self._program.phase, self._program.status
             wish = self._program.hear(message.fields, self._clock())
+            if before != (self._program.phase, self._program.status):
+                log.info("%s %s", self._program.phase.value, self._program.status)
             self._pass_on(message.fields)
             obey(message, self._store)
             self._note_change()

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from fdbox.errors import FdboxError
+from fdbox.errors import FdboxError, InvalidDescriptor
 from fdbox.handover import seal
 from fdbox.handover.arrive import Loss
 from fdbox.kinds import registry
@@ -23,7 +23,7 @@ from fdbox.model import BoxKey, BoxState, Carriage, Description
 from fdbox.ports import go_on
 from fdbox.service.arrival import loss_from
 from fdbox.service.boxes import Box, Boxes, Quota
-from fdbox.service.journal import Change, NextKernel, Record
+from fdbox.service.journal import Change, NextKernel, Noted, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +47,10 @@ class Held:
     carriage: Carriage
     quick: bool
     key: str = ""
+
+    def noted(self) -> Noted:
+        """Return what is written down of it."""
+        return Noted(self.key, self.description.label, self.description.kind, self.description.size)
 
 
 class Vault:
@@ -124,10 +128,9 @@ class Vault:
 
     def forget(self, released: Sequence[Held]) -> list[OwnedFd]:
         """Let the keeper go of what is in no box any more; return the descriptors, to be closed."""
-        fds = [held.fd for held in released]
         if self.keep is not None:
-            self.keep.let_go(fds)
-        return fds
+            self.keep.let_go([held.fd.fileno() for held in released])
+        return [held.fd for held in released]
 
     def create(self, key: BoxKey, *, exclusive: bool) -> tuple[Box[Held], bool]:
         """As `Boxes.create`, and NoRoom."""
@@ -144,7 +147,7 @@ class Vault:
 
     def put(self, key: BoxKey, new: Sequence[tuple[str, Held]], *, replace: bool) -> list[OwnedFd]:
         """As `Boxes.put`, and NoRoom."""
-        noted = {name: (held.key, held.description.label) for name, held in new}
+        noted = {name: held.noted() for name, held in new}
         with self._written(Change(key.owner, key.name, put=noted)):
             released = self.boxes.put(key, new, replace=replace)
         return self.forget(released)
@@ -271,14 +274,27 @@ class Vault:
         contents = keep.contents
         for key, box in contents.boxes.items():
             found = {}
-            for name, (kept, label) in box.entries.items():
-                held = found[name] = _examined(keep.take(kept), self.carrier.carriage())
-                held.key = kept
-                held.description = held.description._replace(label=label)
+            for name, noted in box.entries.items():
+                held = found[name] = self._remembered(keep.take(noted.key), noted)
+                held.key = noted.key
             self.boxes.adopt(key, found)
         self.arrived = sum(contents.arrived.values())
         self.losses += [loss_from(record) for record in contents.lost]
         self.losses += [Loss(*one, "the keeper does not have it any more") for one in keep.missing]
+
+    def _remembered(self, fd: OwnedFd, noted: Noted) -> Held:
+        """Return a descriptor as it was noted; it is looked at only where that never blocks, and does not fail."""
+        try:
+            seen = glance(fd.fileno())
+        except InvalidDescriptor:
+            seen = None
+        if seen is not None:
+            held = _held(fd, seen, self.carrier.carriage(), quick=True)
+            held.description = held.description._replace(label=noted.label)
+            return held
+        kind = registry.by_name(noted.kind)
+        carriage = Carriage(None, kind.obstacle, kind.remedy)
+        return Held(fd, Description(kind.name, noted.size, noted.label), carriage, quick=False)
 
     def readmit(self, entry: Arrived) -> Held:
         """Return what came from the last kernel as it is kept."""
