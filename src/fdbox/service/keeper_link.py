@@ -28,6 +28,7 @@ class _Letter(NamedTuple):
 
     fields: Mapping[str, str]
     fds: Sequence[int]
+    #: done when it was sent, or cannot be
     sent: asyncio.Future[None]
 
 
@@ -47,14 +48,13 @@ class KeeperLink:
         """Send a message after all that were told before. Its descriptors are borrowed until a barrier after it."""
         self._post(fields, fds)
 
-    def _post(self, fields: Mapping[str, str], fds: Sequence[int]) -> asyncio.Future[None]:
-        """Return what is done when the message was sent, or cannot be."""
+    def _post(self, fields: Mapping[str, str], fds: Sequence[int]) -> _Letter:
         loop = asyncio.get_running_loop()
         letter = _Letter(fields, fds, loop.create_future())
         self._outbox.append(letter)
         if self._sending is None:
             self._sending = loop.create_task(self._send_all())
-        return letter.sent
+        return letter
 
     async def barrier(self) -> None:
         """Return when the keeper has done everything that it was told.
@@ -65,7 +65,7 @@ class KeeperLink:
         reading, writing = (OwnedFd(end) for end in os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
         with reading:
             with writing:
-                await self._post({"BARRIER": "1"}, [writing.fileno()])
+                await self._post({"BARRIER": "1"}, [writing.fileno()]).sent
             await _closed(reading.fileno())
         # If it died, what was on its way was closed with it, and looks like an answer.
         if self._lost or not self._is_alive():
