@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from fdbox.errors import BoxNotFound, PermissionDenied
-from fdbox.service.access import Peer, box_not_found, require_root, resolve_owner
+from fdbox.service.access import Peer, box_not_found, require_operator, require_root, resolve_owner
 
 ROOT, ANNA = Peer(0, 0, 1), Peer(1000, 1000, 2)
 
@@ -25,3 +25,10 @@ def test_root_only() -> None:
     require_root(ROOT, "an update")
     with pytest.raises(PermissionDenied):
         require_root(ANNA, "an update")
+
+
+def test_the_operator() -> None:
+    for peer in (ROOT, ANNA):
+        require_operator(peer, 1000, "replacing the daemon")
+    with pytest.raises(PermissionDenied, match="for root and user 1001"):
+        require_operator(ANNA, 1001, "replacing the daemon")

@@ -186,3 +186,40 @@ def test_one_call_gives_each_entry_its_own_name() -> None:
     boxes.create(BoxKey(1, "a"))
     with pytest.raises(UsageError, match="twice"):
         boxes.put(BoxKey(1, "a"), [("x", 1), ("x", 2)])
+
+
+def test_room_is_kept_for_what_is_on_its_way() -> None:
+    boxes: Boxes[int] = Boxes(QUOTA)
+    mine, theirs = BoxKey(1, "a"), BoxKey(2, "a")
+    for key in (mine, theirs):
+        boxes.create(key)
+    boxes.put(mine, [("1", 1)])
+    with boxes.reserved(mine, ["1", "2", "3", "4"], replace=True):  # 1 is there already
+        boxes.put(mine, [("5", 5)])
+        with pytest.raises(QuotaExceeded, match="6 entries"):
+            boxes.put(mine, [("6", 6)])
+        with pytest.raises(QuotaExceeded, match="9 descriptors of all users"):
+            boxes.put(theirs, [(f"{n}", n) for n in range(4)])
+        boxes.put(theirs, [(f"{n}", n) for n in range(3)])
+    boxes.put(mine, [("1", 10), ("2", 2), ("3", 3), ("4", 4)], replace=True)
+    assert boxes.held_by(1) == 5
+
+
+def test_what_raises_keeps_no_room() -> None:
+    boxes: Boxes[int] = Boxes(QUOTA)
+    key = BoxKey(1, "a")
+    boxes.create(key)
+    boxes.put(key, [("1", 1)])
+    for error, names in (
+        (EntryExists, ["1"]),
+        (UsageError, ["2", "2"]),
+        (InvalidName, [""]),
+        (QuotaExceeded, ["2", "3", "4", "5", "6"]),
+    ):
+        with pytest.raises(error), boxes.reserved(key, names):
+            raise AssertionError("it was let in")
+    with pytest.raises(KeyError), boxes.reserved(key, ["2", "3", "4", "5"]):
+        raise KeyError
+    boxes.put(key, [(f"{n}", n) for n in range(2, 6)])
+    assert key in boxes
+    assert BoxKey(2, "a") not in boxes

@@ -9,6 +9,7 @@ does not know are left alone, as sd_notify(3) has it. So either may be older tha
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,5 +39,10 @@ def room_for_entries(environment: Mapping[str, str]) -> int:
 
 
 def is_kept(environment: Mapping[str, str]) -> bool:
-    """Return whether a keeper, ours or systemd's, holds descriptors for the process with this environment."""
-    return room(environment) > 0 and "NOTIFY_SOCKET" in environment
+    """Return whether a keeper, ours or systemd's, holds descriptors for this process, which has this environment.
+
+    Not if the environment was meant for another: systemd listens to the process that it has started (SYSTEMD_EXEC_PID), and
+    closes what others send without a word.
+    """
+    meant = VARIABLE in environment or environment.get("SYSTEMD_EXEC_PID") == str(os.getpid())
+    return meant and room(environment) > 0 and "NOTIFY_SOCKET" in environment

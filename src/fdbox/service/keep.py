@@ -255,7 +255,9 @@ class Keep:
         else:
             if len(self._sharers) >= self.room:
                 raise QuotaExceeded(
-                    f"the keeper has room for {self.room} descriptors", limit=self.room
+                    f"the keeper has room for {self.room} descriptors",
+                    remedy="remove something; under systemd FileDescriptorStoreMax= says how many it takes",
+                    limit=self.room,
                 )
             key = f"{_ENTRY}{self._new_number():x}"
             if self._has_past:
