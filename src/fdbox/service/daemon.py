@@ -213,7 +213,7 @@ class Service:
             await self.vault.close()
         if self._keep is not None:
             heirlooms += await self._keep.close()
-        if again:
+        if again and not self._is_over:
             return heirlooms
         close_all(fd for _, fd in heirlooms)
         return None
