@@ -10,7 +10,7 @@ import pytest
 from tests.vm import debian, systemd
 from tests.vm.kernel import ensure_kernel
 
-pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.xdist_group("vm")]
+pytestmark = [pytest.mark.vm, pytest.mark.slow]
 
 SCRIPTS = Path(__file__).with_name("scripts")
 

@@ -7,7 +7,7 @@ import pytest
 from tests.vm.kernel import ensure_kernel, ensure_source_package
 from tests.vm.machine import Machine, VmLost
 
-pytestmark = [pytest.mark.vm, pytest.mark.slow, pytest.mark.xdist_group("vm")]
+pytestmark = [pytest.mark.vm, pytest.mark.slow]
 
 SCRIPTS = Path(__file__).with_name("scripts")
 
