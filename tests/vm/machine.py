@@ -110,7 +110,9 @@ class Machine:
             }
             (share / "job.json").write_text(json.dumps(job))
             console = Path(folder) / "console"
-            with debian.alone("machine"):  # two would need more cores than there are, and miss their deadlines
+            with debian.alone(
+                "machine"
+            ):  # two would need more cores than there are, and miss their deadlines
                 self._qemu(kernel, image, command_line, share, console)
             return _collect(share, console, expected)
 
