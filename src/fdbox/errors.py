@@ -144,6 +144,14 @@ class NoRoom(FdboxError):
     remedy = "free memory, or remove the entry from the box"
 
 
+class LateWrite(FdboxError):
+    """Raised at the jump when an entry was changed after it was saved, and still is each time it is saved again."""
+
+    exit_status = 38
+    wire_name = f"{INTERFACE}.LateWrite"
+    remedy = "its program must stop using it when it hears `prepare`; then update again"
+
+
 class SameIncarnation(FdboxError):
     """Raised when saved state would be loaded by the very kernel that saved it."""
 

@@ -43,6 +43,9 @@ class Kernel(Protocol):
     def incarnation(self) -> str:
         """Return the boot id, the name of this life of the kernel."""
 
+    def realtime(self) -> int:
+        """Return nanoseconds of CLOCK_REALTIME, the only clock that goes on across incarnations."""
+
     def free_memory(self) -> int:
         """Return the bytes that can be taken without driving anything into the OOM killer."""
 
@@ -51,6 +54,9 @@ class Kernel(Protocol):
 
     def unload(self) -> None:
         """Take back `load`."""
+
+    def sync(self) -> None:
+        """Write back what the file systems hold: the last thing that may take long."""
 
     def jump(self) -> None:
         """Start the next kernel; returns only by raising."""
@@ -90,6 +96,9 @@ class Carrier(Protocol[DescriptorT_co]):
 
     def carriage(self) -> Carriage:
         """Return whether this machine has it now, and why not."""
+
+    def probe(self, fd: int, kind: str) -> Carriage:
+        """Return whether it takes a descriptor as it is, which is tried out; the answer may be an earlier one of the kind."""
 
     def ship(self, name: str) -> Shipment:
         """Begin a shipment."""

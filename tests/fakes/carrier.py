@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from fdbox.model import Carriage
 from fdbox.ports import ParcelRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from fdbox.linux.memfd import Seals
     from fdbox.ports import Carrier, Kernel
@@ -28,19 +29,32 @@ FIRST, SECOND, THIRD = "first-incarnation", "second-incarnation", "third-incarna
 _MAX_NAME = 63
 
 
+def _nothing() -> None:
+    """Let nothing happen."""
+
+
 @dataclass
 class FakeKernel:
     """A kernel whose life, memory and failures the test sets; `calls` has what it was told to do."""
 
     running: str = FIRST
     free: int = 1 << 40
+    #: nanoseconds that went by while nothing ran
+    gap: int = 0
     #: method name -> what it raises
     failing: dict[str, Exception] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
+    #: called between saving and comparing
+    on_sync: Callable[[], None] = _nothing
+    #: called before the jump fails
+    on_jump: Callable[[], None] = _nothing
     loaded: tuple[int, int | None, str] | None = None
 
     def incarnation(self) -> str:
         return self.running
+
+    def realtime(self) -> int:
+        return time.time_ns() + self.gap
 
     def free_memory(self) -> int:
         return self.free
@@ -53,8 +67,12 @@ class FakeKernel:
         self._enter("unload")
         self.loaded = None
 
+    def sync(self) -> None:
+        self.on_sync()
+
     def jump(self) -> None:
         self._enter("jump")
+        self.on_jump()
         raise KernelError("a test cannot jump")
 
     def _enter(self, name: str) -> None:
@@ -65,13 +83,15 @@ class FakeKernel:
 
 @dataclass(slots=True)
 class _Parcel:
-    """A preserved memfd: a descriptor of its open file, and the seals it had."""
+    """What is preserved: a descriptor of its open file, and the seals it had; None of a device, which crosses as it is."""
 
     fd: OwnedFd
-    seals: Seals
+    seals: Seals | None
 
     def cross(self) -> OwnedFd:
         """Return what the next kernel makes of it."""
+        if self.seals is None:
+            return self.fd.dup()
         with self.fd as old:
             size = os.fstat(old.fileno()).st_size
             new = memfd.create("", size)
@@ -110,13 +130,16 @@ class FakeShipment:
         close_all(parcel.fd for parcel in parcels.values())
 
     def _preserve(self, fd: int, token: int) -> None:
-        if not memfd.is_shmem(fd):
+        memory = memfd.accepts_seals(fd)
+        if memory and (memfd.is_hugetlb(fd) or os.fstat(fd).st_nlink):
+            raise ParcelRefused("it is of huge pages, or has a name", token, errno=errno.ENOENT)
+        if not memory and not self._carrier.probed:
             raise ParcelRefused("only memory can go", token, errno=errno.ENOENT)
         if token in self.parcels:
             raise ParcelRefused("the token is taken", token, errno=errno.EEXIST)
         if os.fstat(fd).st_ino in self._carrier.preserved():
             raise ParcelRefused("it is preserved already", token, errno=errno.EBUSY)
-        self.parcels[token] = _Parcel(dup(fd), memfd.get_seals(fd))
+        self.parcels[token] = _Parcel(dup(fd), memfd.get_seals(fd) if memory else None)
 
 
 class FakeDelivery:
@@ -159,6 +182,10 @@ class FakeCarrier:
     refuse_ship: int | None = None
     #: session name -> what receiving it raises
     refuse_receive: dict[str, FdboxError] = field(default_factory=dict)
+    #: kind -> what probing it says; with any, devices are preserved as a later kernel might
+    probed: dict[str, Carriage] = field(default_factory=dict)
+    #: called when a shipment is begun: what is in it has been saved
+    on_ship: Callable[[], None] = _nothing
     outgoing: dict[str, FakeShipment] = field(default_factory=dict)
     incoming: dict[str, FakeDelivery] = field(default_factory=dict)
     received: list[FakeDelivery] = field(default_factory=list)
@@ -177,7 +204,11 @@ class FakeCarrier:
             return Carriage(self.name)
         return Carriage(None, self.obstacle, "use another")
 
+    def probe(self, fd: int, kind: str) -> Carriage:
+        return self.probed.get(kind, Carriage(None, "the fake does not take it", "use another"))
+
     def ship(self, name: str) -> FakeShipment:
+        self.on_ship()
         number, self.begun = self.begun, self.begun + 1
         if number == self.refuse_ship:
             raise KernelError("the fake begins no shipment", errno=errno.EBUSY)

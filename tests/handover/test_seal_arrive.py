@@ -12,13 +12,14 @@ from fdbox.errors import (
     CannotCarry,
     FdboxError,
     KernelError,
+    LateWrite,
     ManifestInvalid,
     NoRoom,
     SameIncarnation,
 )
 from fdbox.handover import arrive, manifest, seal
 from fdbox.kinds import registry
-from fdbox.kinds.base import look
+from fdbox.kinds.base import Arrivals, Made, look
 from fdbox.linux import kcmp, memfd
 from fdbox.linux.fd import OwnedFd, close_all, dup
 from fdbox.linux.memfd import Seals
@@ -27,7 +28,7 @@ from fdbox.model import BoxKey, Description
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fdbox.ports import Carrier, Delivery
+    from fdbox.ports import Carrier, Delivery, Kernel
 
 BOX = BoxKey(1000, "cache")
 MIB = 1 << 20
@@ -44,10 +45,10 @@ class Arrival:
     all_came: bool = False
 
 
-def receive(carrier: Carrier[OwnedFd], running: str) -> Arrival:
+def receive(carrier: Carrier[OwnedFd], kernel: Kernel) -> Arrival:
     """Do all that arrives, in one go."""
     arrival = Arrival()
-    for step in arrive.arrive(carrier, running, arrive.Past()):
+    for step in arrive.arrive(carrier, kernel, arrive.Past()):
         match step:
             case arrive.Received():
                 arrival.kept[step.session] = step.delivery
@@ -88,7 +89,7 @@ class World:
         self.carrier.cross(self.kernel)
         sealed.freight.close()
         sealed.manifest.close()
-        return receive(self.carrier, self.kernel.incarnation())
+        return receive(self.carrier, self.kernel)
 
     def close(self) -> None:
         close_all(self.owned)
@@ -209,12 +210,10 @@ def test_the_refused_entry_is_named(world: World) -> None:
 
 def test_a_kind_that_nothing_carries_is_named(world: World) -> None:
     world.put("fine", memory("a", b"a"))
-    reading, writing = os.pipe()
-    world.put("queue", OwnedFd(reading))
-    world.put("other end", OwnedFd(writing))
-    with pytest.raises(CannotCarry, match=r"'queue'.*pipe") as caught:
+    world.put("process", OwnedFd(os.pidfd_open(os.getpid())))
+    with pytest.raises(CannotCarry, match=r"'process'.*pidfd.*no process outlives") as caught:
         world.seal()
-    assert caught.value.context["entry"] == "queue"
+    assert caught.value.context["entry"] == "process"
 
 
 def test_a_machine_without_a_carrier_says_what_it_lacks(world: World) -> None:
@@ -241,12 +240,12 @@ def test_a_late_write_into_a_copy_is_noticed(world: World) -> None:
     sealed = world.seal()
     sealed.verify()
     os.pwrite(fd, b"B", 0)
-    with pytest.raises(CannotCarry, match="'sparse' was changed"):
+    with pytest.raises(LateWrite, match="'sparse' was changed"):
         sealed.verify()
     os.pwrite(fd, b"b", 0)
     sealed.verify()
     os.pwrite(fd, b"!", 12 * MIB)
-    with pytest.raises(CannotCarry, match="'sparse' was changed"):
+    with pytest.raises(LateWrite, match="'sparse' was changed"):
         sealed.verify()
     sealed.thaw()
 
@@ -255,11 +254,11 @@ def test_a_late_seal_or_mode_is_noticed(world: World) -> None:
     fd = world.put("m", memory("m", b"abc"))
     sealed = world.seal()
     os.fchmod(fd, 0o700)
-    with pytest.raises(CannotCarry, match="'m' was changed"):
+    with pytest.raises(LateWrite, match="'m' was changed"):
         sealed.verify()
     os.fchmod(fd, 0o777)
     memfd.add_seals(fd, Seals.GROW)
-    with pytest.raises(CannotCarry, match="'m' was changed"):
+    with pytest.raises(LateWrite, match="'m' was changed"):
         sealed.verify()
     sealed.thaw()
 
@@ -271,8 +270,8 @@ def test_nothing_is_loaded_where_it_was_saved(world: World) -> None:
         boot = world.kernel.running
         world.carrier.cross(world.kernel)
         with pytest.raises(SameIncarnation):
-            arrive.load_box(world.carrier.incoming[sealed.shipment.name], boot)
-        arrival = receive(world.carrier, boot)
+            arrive.load_box(world.carrier.incoming[sealed.shipment.name], FakeKernel(boot))
+        arrival = receive(world.carrier, FakeKernel(boot))
     assert not arrival.boxes
     assert "the kernel that runs now" in arrival.losses[0].reason
     sealed.thaw()
@@ -293,7 +292,7 @@ class seal_index:  # noqa: N801 - reads as a function
 def test_no_index_means_that_nothing_came() -> None:
     carrier, kernel = FakeCarrier(), FakeKernel()
     assert seal.write_index([], carrier, kernel) is None
-    assert receive(carrier, kernel.incarnation()) == Arrival()
+    assert receive(carrier, kernel) == Arrival()
 
 
 def damage(fd: int, at: int) -> None:
@@ -320,7 +319,7 @@ def test_a_flipped_bit_anywhere_in_the_manifest_loses_that_box_by_name(world: Wo
             manifest.fetch(stored)
         damage(stored, at)
     damage(stored, 60)
-    arrival = receive(carrier, world.kernel.incarnation())
+    arrival = receive(carrier, world.kernel)
     assert [(loss.box, loss.entry) for loss in arrival.losses] == [(BOX, "")]
     assert len(arrival.kept) == 1, "its memory must not be freed"
 
@@ -329,7 +328,7 @@ def test_a_damaged_index_is_reported_and_kept(world: World) -> None:
     world.put("m", memory("m", b"abc"))
     _, carrier = jumped(world)
     damage(carrier.incoming[manifest.INDEX_SESSION].files[0].fileno(), 60)
-    arrival = receive(carrier, world.kernel.incarnation())
+    arrival = receive(carrier, world.kernel)
     assert arrival.losses[0].box is None
     assert len(arrival.kept) == 1
 
@@ -338,7 +337,7 @@ def test_a_box_that_did_not_come_is_named(world: World) -> None:
     world.put("m", memory("m", b"abc"))
     sealed, carrier = jumped(world)
     carrier.incoming.pop(sealed.shipment.name).release()
-    arrival = receive(carrier, world.kernel.incarnation())
+    arrival = receive(carrier, world.kernel)
     assert arrival.losses[0].box == BOX
     assert "did not come" in arrival.losses[0].reason
 
@@ -348,7 +347,7 @@ def test_a_box_that_cannot_be_asked_for_now_is_not_lost(world: World) -> None:
     sealed, carrier = jumped(world)
     carrier.refuse_receive[sealed.shipment.name] = KernelError("busy")
     with pytest.raises(KernelError, match="busy"):
-        receive(carrier, world.kernel.incarnation())
+        receive(carrier, world.kernel)
     assert carrier.finished == [], "the next process finds all of it"
     carrier.refuse_receive.clear()
     (index,) = carrier.received
@@ -356,7 +355,7 @@ def test_a_box_that_cannot_be_asked_for_now_is_not_lost(world: World) -> None:
     past = arrive.Past({manifest.INDEX_SESSION: session})
     came = [
         s
-        for s in arrive.arrive(carrier, world.kernel.incarnation(), past)
+        for s in arrive.arrive(carrier, world.kernel, past)
         if isinstance(s, arrive.BoxCame)
     ]
     assert [list(step.entries) for step in came] == [["m"]]
@@ -368,7 +367,7 @@ def test_a_lost_entry_takes_no_other_down(world: World) -> None:
         world.put(name, memory(name, name.encode()))
     sealed, carrier = jumped(world)
     carrier.incoming[sealed.shipment.name].files.pop(2).close()
-    arrival = receive(carrier, world.kernel.incarnation())
+    arrival = receive(carrier, world.kernel)
     assert [(loss.box, loss.entry) for loss in arrival.losses] == [(BOX, "b")]
     assert list(arrival.boxes[BOX]) == ["a", "c"]
     close_arrival(arrival)
@@ -379,7 +378,7 @@ def test_a_damaged_component_loses_its_entries_by_name(world: World) -> None:
         world.put(name, memory(name, name.encode()))
     sealed, carrier = jumped(world)
     damage(carrier.incoming[sealed.shipment.name].files[3].fileno(), 50)
-    arrival = receive(carrier, world.kernel.incarnation())
+    arrival = receive(carrier, world.kernel)
     assert [loss.entry for loss in arrival.losses] == ["a", "b"]
     assert arrival.boxes[BOX] == {}
 
@@ -419,9 +418,9 @@ def test_hostile_components_are_errors_and_nothing_else(world: World) -> None:
                 if bad is not None:
                     node.properties[key] = bad
                 try:
-                    for loaded in kind.load(good, delivery.take):
-                        if isinstance(loaded, OwnedFd):
-                            loaded.close()
+                    for loaded in kind.load(good, Arrivals(world.kernel, delivery.take)):
+                        if isinstance(loaded, Made):
+                            loaded.fd.close()
                         else:
                             refusals += 1
                 except FdboxError:

@@ -1,32 +1,176 @@
-"""The kind alone, without a carrier: what it sends and how, and what it refuses. tests/handover has the way across."""
+"""What it sends and how, and what it refuses; the samples go the whole way (test_conformance.py)."""
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import mmap
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.fakes.carrier import FakeKernel
 
-from fdbox.errors import CannotCarry, FdboxError, KernelError, NoRoom
+from fdbox.errors import FdboxError, KernelError, LateWrite, NoRoom
 from fdbox.kinds import registry
-from fdbox.kinds.base import Freight, Loaded, OpenFile, look
+from fdbox.kinds.base import Arrivals, Freight, Made, OpenFile, look
 from fdbox.linux import memfd
 from fdbox.linux.fd import OwnedFd, close_all, dup
 from fdbox.linux.memfd import Seals
+from tests.fakes.carrier import FakeKernel
+from tests.kinds.memories import ACL, MIB, mapped, of_mapping, see_all
+from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from fdbox.fdt.tree import Node
 
-MIB = 1 << 20
 KIND = registry.CARRIED["memfd"]
 WRITING = Seals.WRITE | Seals.GROW | Seals.SHRINK | Seals.FUTURE_WRITE
+
+
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What kind of memfd to make, in the order of the fields."""
+
+    size: int = 3 * MIB + 5
+    data: Mapping[int, bytes] = field(default_factory=lambda: {0: b"first", 2 * MIB: b"x" * MIB})
+    seal_exec: bool = False
+    allow_sealing: bool = True
+    mode: int | None = None
+    owner: tuple[int, int] | None = None
+    xattrs: Mapping[str, bytes] = field(default_factory=dict)
+    seals: int = 0
+    #: entry -> flags it is opened with; None: the one that it was made with
+    opened: Mapping[str, int | None] = field(default_factory=lambda: {"memory": None})
+    position: int = 11
+
+    def __call__(self, folder: Path) -> Entries:
+        first = memfd.create(
+            "näme", self.size, seal_exec=self.seal_exec, allow_sealing=self.allow_sealing
+        )
+        for start, content in self.data.items():
+            os.pwrite(first.fileno(), content, start)
+        if self.owner is not None:
+            os.fchown(first.fileno(), *self.owner)
+        if self.mode is not None:
+            os.fchmod(first.fileno(), self.mode)
+        for name, value in self.xattrs.items():
+            os.setxattr(first.fileno(), name, value)
+        if self.seals:
+            memfd.add_seals(first.fileno(), Seals(self.seals))
+        with first:
+            os.lseek(first.fileno(), self.position, os.SEEK_SET)
+            return {name: self._open(first, flags) for name, flags in self.opened.items()}
+
+    def _open(self, first: OwnedFd, flags: int | None) -> OwnedFd:
+        if flags is None:
+            return first.dup()
+        fd = memfd.reopen(first.fileno(), flags)
+        os.lseek(fd.fileno(), 3, os.SEEK_SET)
+        return fd
+
+
+def observe(fds: Mapping[str, int], folder: Path) -> Any:  # noqa: ANN401 - JSON
+    return see_all(fds)
+
+
+def observe_holes(fds: Mapping[str, int], folder: Path) -> Any:  # noqa: ANN401 - JSON
+    return see_all(fds, holes=True)
+
+
+def write_late(fds: Mapping[str, int]) -> None:
+    os.pwrite(next(iter(fds.values())), b"late", 1)
+
+
+def write_into_a_hole(fds: Mapping[str, int]) -> None:
+    os.pwrite(next(iter(fds.values())), b"late", 32 * MIB)
+
+
+def change_mode(fds: Mapping[str, int]) -> None:
+    os.fchmod(next(iter(fds.values())), 0o604)
+
+
+def move(fds: Mapping[str, int]) -> None:
+    os.lseek(fds["reader"], 1, os.SEEK_CUR)
+
+
+def anonymous(folder: Path) -> Entries:
+    return {"memory": mapped(MIB + 4096, b"anonymous")}
+
+
+def segment(folder: Path) -> Entries:
+    """Make a System V segment, which goes when its last mapping does."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.shmat.restype = ctypes.c_void_p
+    identity = libc.shmget(0, 2 * MIB, 0o1600)  # IPC_PRIVATE, IPC_CREAT
+    assert identity >= 0
+    address = libc.shmat(identity, None, 0)
+    ctypes.memmove(address, b"segment", 7)
+    libc.shmctl(identity, 0, None)  # IPC_RMID
+    fd = of_mapping("/SYSV")
+    libc.shmdt(ctypes.c_void_p(address))
+    return {"memory": fd}
+
+
+def locked(folder: Path) -> Entries:
+    entries = Recipe()(folder)
+    fcntl.flock(entries["memory"].fileno(), fcntl.LOCK_SH)
+    return entries
+
+
+def observe_unlocked(fds: Mapping[str, int], folder: Path) -> Any:  # noqa: ANN401 - JSON
+    fcntl.flock(fds["memory"], fcntl.LOCK_UN)
+    return see_all(fds)
+
+
+SPARSE = Recipe(size=64 * MIB, data={MIB: b"data" * 4096, 40 * MIB: b"more"})
+READERS = {"writer": None, "reader": os.O_RDONLY, "appender": os.O_RDWR | os.O_APPEND}
+SAMPLES = [
+    *(
+        Sample(
+            f"memfd {name}",
+            dict.fromkeys(recipe.opened, "memfd"),
+            recipe,
+            observe,
+            disturb,
+            root=recipe.owner is not None,
+        )
+        for name, recipe, disturb in (
+            ("plain", Recipe(), change_mode),
+            ("empty", Recipe(size=0, data={}, position=0), change_mode),
+            ("sealed", Recipe(seals=WRITING | Seals.SEAL), None),
+            ("sealed against new writers", Recipe(seals=Seals.FUTURE_WRITE), None),
+            ("sealed in size", Recipe(seals=Seals.GROW | Seals.SHRINK), None),
+            ("without seals", Recipe(allow_sealing=False), None),
+            ("not executable", Recipe(seal_exec=True), write_late),
+            ("not executable and sealed", Recipe(seal_exec=True, seals=WRITING), None),
+            ("executable for ever", Recipe(seals=WRITING | Seals.EXEC), None),
+            ("private", Recipe(mode=0o600), change_mode),
+            ("of somebody", Recipe(owner=(1234, 4321), mode=0o6751), None),
+            ("with a list", Recipe(xattrs={"system.posix_acl_access": ACL}), None),
+            ("read-only", Recipe(opened={"memory": os.O_RDONLY}), None),
+            ("write-only", Recipe(opened={"memory": os.O_WRONLY | os.O_NONBLOCK}), None),
+            ("opened again", Recipe(opened=READERS), move),
+            ("shared", Recipe(opened={"one": None, "two": None}), None),
+            ("past its end", Recipe(size=5, position=1 << 40), None),
+        )
+    ),
+    Sample("memfd sparse", {"memory": "memfd"}, SPARSE, observe_holes, write_into_a_hole),
+    Sample("memfd locked", {"memory": "memfd"}, locked, observe_unlocked, lost=("file locks (1)",)),
+    Sample("memfd mapping", {"memory": "memfd"}, anonymous, observe, root=True),
+    Sample("memfd segment", {"memory": "memfd"}, segment, observe, root=True),
+]
+
+
+# --- the kind alone, without a carrier -------------------------------------------------------------------------------
 
 
 @dataclass
@@ -53,10 +197,11 @@ class Bench:
             raise KernelError("no such token")
         return dup(parcels[token])
 
-    def load(self, component: Node) -> list[Loaded]:
-        loaded = list(KIND.load(component, self.take))
-        self.made += [one for one in loaded if isinstance(one, OwnedFd)]
-        return loaded
+    def load(self, component: Node) -> list[OwnedFd | FdboxError]:
+        loaded = list(KIND.load(component, Arrivals(self.freight.kernel, self.take)))
+        made = [one.fd if isinstance(one, Made) else one for one in loaded]
+        self.made += [one for one in made if isinstance(one, OwnedFd)]
+        return made
 
 
 @pytest.fixture
@@ -167,12 +312,11 @@ def test_a_change_after_saving_is_noticed_also_through_a_mapping(bench: Bench) -
     fd = bench.memory(4 * MIB, {MIB: b"data"})
     files = [bench.file(fd, "mapped")]
     component = KIND.save(files, bench.freight)
-    sent = {token: parcel for parcel, token in bench.freight.parcels}
-    KIND.verify(files, component, sent)
+    KIND.verify(files, component, bench.freight)
     with mmap.mmap(fd.fileno(), 4 * MIB) as mapped:
         mapped[MIB] = 0
-    with pytest.raises(CannotCarry, match="'mapped' was changed"):
-        KIND.verify(files, component, sent)
+    with pytest.raises(LateWrite, match="'mapped' was changed"):
+        KIND.verify(files, component, bench.freight)
 
 
 @given(

@@ -77,20 +77,18 @@ def test_what_nothing_carries_is_a_warning_at_put_and_an_error_at_seal(
     client: fdbox.Client, tmp_path: Path
 ) -> None:
     box = client.box("cache")
-    reading, writing = os.pipe()
-    entry = box.put("queue", reading)
-    assert (entry.kind, entry.carrier) == ("pipe", None)
+    with fdbox.OwnedFd(os.pidfd_open(os.getpid())) as process:
+        entry = box.put("process", process)
+    assert (entry.kind, entry.carrier) == ("pidfd", None)
     assert entry.obstacle
     assert entry.remedy
     with (tmp_path / "file").open("wb") as file:
         assert box.put("file", file).kind == "regular-file"
-    assert [one.kind for one in box.list()] == ["pipe", "regular-file"]
-    with pytest.raises(fdbox.CannotCarry, match="'queue'") as caught:
+    assert [one.kind for one in box.list()] == ["pidfd", "regular-file"]
+    with pytest.raises(fdbox.CannotCarry, match="'process'") as caught:
         box.seal()
-    assert caught.value.context["kind"] == "pipe"
+    assert caught.value.context["kind"] == "pidfd"
     assert client.boxes()[0].state == "open"
-    os.close(reading)
-    os.close(writing)
 
 
 def test_a_sealed_box_refuses_changes_and_says_so(client: fdbox.Client, memory: OwnedFd) -> None:

@@ -107,9 +107,15 @@ class KilledMachine(RuleBasedStateMachine):
         for box in self.model.values():
             for fd in box.values():
                 fd.close()
-        held = len([name for name in self.serving.held() if "memfd:n" in name])
-        assert held == sum(len(box) for box in self.model.values()), "each exactly once"
-        self.serving.stop()
+        expected = sum(len(box) for box in self.model.values())
+        try:
+            # each exactly once, as soon as the keeper has heard of the last removal
+            self.serving.until(lambda: self._held() == expected)
+        finally:
+            self.serving.stop()
+
+    def _held(self) -> int:
+        return len([name for name in self.serving.held() if "memfd:n" in name])
 
 
 @pytest.mark.slow

@@ -11,11 +11,12 @@ import pytest
 
 import fdbox
 from fdbox.errors import KernelError
-from fdbox.linux import memfd
+from fdbox.handover import arrive
+from fdbox.linux import memfd, pipe
 from fdbox.service.update import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from fdbox.linux.fd import OwnedFd
     from tests.service.daemon import Daemon
@@ -73,10 +74,8 @@ def test_a_kernel_that_refuses_changes_nothing(
 def test_an_entry_that_cannot_be_sealed_aborts(
     daemon: Daemon, filled: fdbox.Client, image: int
 ) -> None:
-    reading, writing = os.pipe()
-    filled.box("third").put("queue", reading)
-    os.close(reading)
-    os.close(writing)
+    with fdbox.OwnedFd(os.pidfd_open(os.getpid())) as process:
+        filled.box("third").put("process", process)
     _, error = follow(filled, image)
     assert isinstance(error, fdbox.CannotCarry)
     assert "jump" not in daemon.kernel.calls
@@ -244,3 +243,92 @@ def test_the_asynchronous_client_does_all_of_it(
                 await (await client.box("cache")).put("closed", 987_654)
 
     asyncio.run(run())
+
+
+@pytest.fixture
+def writer(filled: fdbox.Client) -> Iterator[OwnedFd]:
+    """Return the end of a pipe of which the other one is in a box: nothing can stop who holds it."""
+    reading, writing = pipe.create()
+    with reading:
+        filled.box("other").put("queue", reading)
+    with writing:
+        yield writing
+
+
+def void(_: object) -> None:
+    """Let a lambda have no value."""
+
+
+def nothing() -> None:
+    """Let nothing happen."""
+
+
+def queued(daemon: Daemon) -> bytes:
+    """Return what the next kernel would have got of the pipe."""
+    daemon.carrier.cross(daemon.kernel)
+    found = b""
+    for step in arrive.arrive(daemon.carrier, daemon.kernel, arrive.Past()):
+        if isinstance(step, arrive.BoxCame):
+            for name, entry in step.entries.items():
+                with entry.fd as fd:
+                    found += os.read(fd.fileno(), 99) if name == "queue" else b""
+    return found
+
+
+def test_what_was_changed_after_it_was_saved_is_saved_again(
+    daemon: Daemon, filled: fdbox.Client, image: int, writer: OwnedFd
+) -> None:
+    daemon.kernel.on_sync = lambda: void(os.write(writer.fileno(), b"late"))
+    came: list[bytes] = []
+    daemon.kernel.on_jump = lambda: came.append(queued(daemon))
+    _, error = follow(filled, image)
+    assert "a test cannot jump" in str(error)
+    assert came == [b"late"]
+    check_as_before(daemon, filled)
+
+
+def test_a_late_write_aborts_where_that_was_asked_for(
+    daemon: Daemon, filled: fdbox.Client, image: int, writer: OwnedFd
+) -> None:
+    daemon.kernel.on_sync = lambda: void(os.write(writer.fileno(), b"late"))
+    _, error = follow(filled, image, on_late_write="abort")
+    assert isinstance(error, fdbox.LateWrite)
+    assert error.context["entry"] == "queue"
+    assert error.context["box"] == "other"
+    assert "jump" not in daemon.kernel.calls
+    check_as_before(daemon, filled)
+
+
+@pytest.mark.parametrize("sealed_before", [False, True])
+def test_who_never_stops_writing_ends_the_update(
+    daemon: Daemon, filled: fdbox.Client, image: int, writer: OwnedFd, sealed_before: bool
+) -> None:
+    if sealed_before:
+        filled.box("other").seal()
+    daemon.carrier.on_ship = lambda: void(os.write(writer.fileno(), b"!"))
+    _, error = follow(filled, image)
+    daemon.carrier.on_ship = nothing
+    assert isinstance(error, fdbox.LateWrite)
+    assert "jump" not in daemon.kernel.calls
+    states = {box.name: box.state for box in filled.boxes()}
+    assert states.pop("other") == ("sealed" if sealed_before else "open")
+    assert set(states.values()) == {"open"}
+    if sealed_before:
+        filled.box("other").unseal()
+
+
+def test_a_box_that_cannot_be_saved_again_is_open_afterwards(
+    daemon: Daemon, filled: fdbox.Client, image: int, writer: OwnedFd
+) -> None:
+    filled.box("other").seal()
+
+    def late() -> None:
+        os.write(writer.fileno(), b"late")
+        daemon.carrier.refuse_ship = daemon.carrier.begun + 1  # the first is the index
+
+    daemon.kernel.on_sync = late
+    _, error = follow(filled, image)
+    assert isinstance(error, fdbox.KernelError)
+    assert "begins no shipment" in error.message
+    assert "jump" not in daemon.kernel.calls
+    check_as_before(daemon, filled)

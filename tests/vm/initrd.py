@@ -32,6 +32,7 @@ mkdir -p dev/pts dev/shm run tmp; mount -t devpts devpts dev/pts; mount -t tmpfs
 mount -t tmpfs run run; mkdir run/vm; mkdir sys/fs/cgroup 2>/dev/null
 mount -t cgroup2 cgroup sys/fs/cgroup
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none share run/vm
+mkdir run/disk; mount -t ext4 /dev/vda run/disk
 ip link set lo up
 exec chroot /root @PYTHON@ @GUEST@ </dev/null >/dev/console 2>&1
 """

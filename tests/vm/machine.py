@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).resolve().parents[2]
 GUEST = Path(__file__).with_name("guest.py")
-TOOLS = {"qemu-system-x86_64": "qemu-system-x86"}
+TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "/usr/sbin/mkfs.ext4": "e2fsprogs"}
+_DISK_BYTES = 256 << 20
 COMMAND_LINE = "console=ttyS0 quiet kho=on liveupdate=on panic=-1"
 
 
@@ -110,13 +111,16 @@ class Machine:
             }
             (share / "job.json").write_text(json.dumps(job))
             console = Path(folder) / "console"
+            disk = _format_disk(Path(folder) / "disk")
             with debian.alone(
                 "machine"
             ):  # two would need more cores than there are, and miss their deadlines
-                self._qemu(kernel, image, command_line, share, console)
+                self._qemu(kernel, image, command_line, share, disk, console)
             return _collect(share, console, expected)
 
-    def _qemu(self, kernel: Path, image: Path, line: str, share: Path, console: Path) -> None:
+    def _qemu(  # noqa: PLR0913 - all that QEMU is given
+        self, kernel: Path, image: Path, line: str, share: Path, disk: Path, console: Path
+    ) -> None:
         shared = "security_model=none,multidevs=remap"
         command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max"]
         command += [
@@ -132,6 +136,7 @@ class Machine:
         ]
         command += ["-virtfs", f"local,path=/,mount_tag=hostroot,readonly=on,{shared}"]
         command += ["-virtfs", f"local,path={share},mount_tag=share,{shared}"]
+        command += ["-drive", f"file={disk},format=raw,if=virtio"]
         for number, layer in enumerate(self.layers):
             tag = f"mount_tag=layer{number}"
             command += ["-virtfs", f"local,path={layer},{tag},readonly=on,{shared}"]
@@ -144,6 +149,14 @@ class Machine:
                 qemu.kill()
                 late = f"not done after {self.deadline:.0f} s"
                 raise VmLost(f"{late}\n{_said(share)}\n{_tail(console)}") from None
+
+
+def _format_disk(path: Path) -> Path:
+    """Return an empty file system, at /run/disk in both kernels: 9p has neither file handles nor birth times."""
+    with path.open("wb") as file:
+        file.truncate(_DISK_BYTES)
+    subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-F", str(path)], check=True)
+    return path
 
 
 def _collect(share: Path, console: Path, expected: list[str]) -> Outcome:

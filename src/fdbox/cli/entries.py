@@ -17,9 +17,11 @@ from fdbox.cli.command import (
     connect,
     existing_box,
     json_argument,
+    owner_argument,
     socket_argument,
 )
 from fdbox.errors import InvalidDescriptor, UsageError
+from fdbox.kinds import registry
 from fdbox.linux import sdnotify, spawn
 from fdbox.linux.fd import OwnedFd, dup, open_path
 
@@ -37,12 +39,19 @@ def _box(parser: argparse.ArgumentParser) -> None:
 
 
 def _ls_arguments(parser: argparse.ArgumentParser) -> None:
-    _box(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("box", metavar="BOX", nargs="?", help="the name of the box")
+    what.add_argument(
+        "--kinds", action="store_true", help="every kind of descriptor, and what of it crosses"
+    )
+    owner_argument(parser)
+    socket_argument(parser)
     json_argument(parser)
 
 
 def _put_arguments(parser: argparse.ArgumentParser) -> None:
-    _ls_arguments(parser)
+    _box(parser)
+    json_argument(parser)
     parser.add_argument("name", metavar="NAME", help="the entry's name")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
@@ -144,12 +153,15 @@ def get(options: argparse.Namespace) -> None:
 
 @command(
     "ls",
-    "List a box: what each entry is, and what carries it across a kexec on this machine.",
-    example="fdbox ls cache",
+    "List a box: what each entry is, and what carries it across a kexec on this machine. Or list all kinds.",
+    example="fdbox ls cache; fdbox ls --kinds",
     arguments=_ls_arguments,
 )
 def ls(options: argparse.Namespace) -> None:
     """List."""
+    if options.kinds:
+        _list_kinds(json=options.json)
+        return
     with connect(options) as client:
         found = existing_box(client, options).list()
     if options.json:
@@ -162,6 +174,19 @@ def ls(options: argparse.Namespace) -> None:
     print(render.table(["NAME", "KIND", "SIZE", "CARRIED BY", "LABEL"], rows))
     for reason, names in _reasons(found).items():
         print(f"\nnothing carries {', '.join(map(render.plain, names))}: {reason}")
+
+
+def _list_kinds(*, json: bool) -> None:
+    """Show what fdbox knows, on any machine; whether this one has a carrier, `fdbox status` tells."""
+    if json:
+        print(render.as_json([row._asdict() for row in registry.table()]))
+        return
+    for row in registry.table():
+        print(f"{row.name}: {row.about}")
+        if row.keeps:
+            print(f"    keeps {row.keeps}")
+        if row.loses:
+            print(f"    {'loses' if row.keeps else 'cannot cross:'} {row.loses}")
 
 
 def _reasons(entries: list[interface.Entry]) -> dict[str, list[str]]:

@@ -44,6 +44,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--proceed", action="store_true", help="go on without those who are not ready in time"
     )
+    parser.add_argument(
+        "--abort-on-late-write",
+        action="store_true",
+        help="abort when something was changed after it was saved, rather than save its box again",
+    )
 
 
 @command(
@@ -67,6 +72,7 @@ def update(options: argparse.Namespace) -> None:
             dry_run=options.dry_run,
             timeout=options.timeout,
             on_deadline="proceed" if options.proceed else "abort",
+            on_late_write="abort" if options.abort_on_late_write else "retry",
         )
         progress = render.Progress()
         stack.callback(progress.end)

@@ -313,9 +313,15 @@ class Client:
         dry_run: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109 - the daemon's deadline for its subscribers
         on_deadline: str | None = None,
+        on_late_write: str | None = None,
     ) -> AsyncIterator[interface.UpdateReply]:
         """Yield where the update stands, from a connection of its own."""
-        options = UpdateOptions(dry_run=dry_run, timeout=timeout, on_deadline=on_deadline)
+        options = UpdateOptions(
+            dry_run=dry_run,
+            timeout=timeout,
+            on_deadline=on_deadline,
+            on_late_write=on_late_write,
+        )
         request = calls.update(kernel, initrd, command_line, options)
         channel = await Channel.open(self._channel.path)
         try:

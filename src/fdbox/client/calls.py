@@ -216,6 +216,7 @@ class UpdateOptions(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool = False
     timeout: float | None = None
     on_deadline: str | None = None
+    on_late_write: str | None = None
 
 
 def update(
@@ -224,6 +225,8 @@ def update(
     """Begin a live update and watch it."""
     if options.on_deadline not in (None, "abort", "proceed"):
         raise UsageError("on_deadline is 'abort' or 'proceed'")
+    if options.on_late_write not in (None, "retry", "abort"):
+        raise UsageError("on_late_write is 'retry' or 'abort'")
     descriptors = [_number(kernel)] + ([] if initrd is None else [_number(initrd)])
     parameters = interface.Update(
         kernel=0,
@@ -232,6 +235,7 @@ def update(
         dry_run=options.dry_run,
         timeout_seconds=options.timeout,
         on_deadline="proceed" if options.on_deadline == "proceed" else "abort",
+        on_late_write="abort" if options.on_late_write == "abort" else "retry",
     )
     return Request("Update", parameters, interface.UpdateReply, tuple(descriptors), more=True)
 

@@ -229,9 +229,15 @@ class Client:
         dry_run: bool = False,
         timeout: float | None = None,
         on_deadline: str | None = None,
+        on_late_write: str | None = None,
     ) -> Iterator[interface.UpdateReply]:
         """Yield where the update stands, from a connection of its own (so that `abort_update` can be called here)."""
-        options = UpdateOptions(dry_run=dry_run, timeout=timeout, on_deadline=on_deadline)
+        options = UpdateOptions(
+            dry_run=dry_run,
+            timeout=timeout,
+            on_deadline=on_deadline,
+            on_late_write=on_late_write,
+        )
         request = calls.update(kernel, initrd, command_line, options)
         channel = Channel(self.path)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ from fdbox.errors import FdtError
 
 _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
+_I64 = struct.Struct(">q")
 
 
 @dataclass(slots=True)
@@ -78,9 +80,39 @@ class Node:
             raise FdtError(f"property {name!r} of {self.name or '/'!r} is not UTF-8 with a NUL")
         return parts
 
+    def path(self, name: str) -> str:
+        """Return a file name, whose bytes need not be UTF-8 (os.fsdecode); FdtError without a NUL at its end alone."""
+        raw = self.data(name)
+        if not raw.endswith(b"\0") or b"\0" in raw[:-1]:
+            raise FdtError(f"property {name!r} of {self.name or '/'!r} is no file name")
+        return os.fsdecode(raw[:-1])
+
+    def set_path(self, name: str, value: str) -> None:
+        """Set a property to a file name."""
+        self.properties[name] = os.fsencode(value) + b"\0"
+
+    def i64(self, name: str) -> int:
+        """Return one signed 64-bit number, two cells; FdtError if it is not exactly that."""
+        return int(_I64.unpack(self._sized(name, _I64.size))[0])
+
+    def set_i64(self, name: str, value: int) -> None:
+        """Set a property to a signed number of two cells."""
+        self.properties[name] = _I64.pack(value)
+
     def set_data(self, name: str, value: bytes) -> None:
         """Set a property to bytes."""
         self.properties[name] = value
+
+    def u32s(self, name: str) -> list[int]:
+        """Return any number of cells; FdtError if there is a part of one."""
+        raw = self.data(name)
+        if len(raw) % _U32.size:
+            raise FdtError(f"property {name!r} of {self.name or '/'!r} has {len(raw)} bytes")
+        return [int(number) for (number,) in _U32.iter_unpack(raw)]
+
+    def set_u32s(self, name: str, values: list[int]) -> None:
+        """Set a property to one cell a number."""
+        self.properties[name] = struct.pack(f">{len(values)}I", *values)
 
     def set_u32(self, name: str, value: int) -> None:
         """Set a property to one cell."""

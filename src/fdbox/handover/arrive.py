@@ -18,19 +18,22 @@ from fdbox.errors import FdboxError, ManifestInvalid
 from fdbox.handover import manifest
 from fdbox.handover.manifest import FIRST_TOKEN, Index, Manifest, SavedEntry
 from fdbox.kinds import registry
+from fdbox.kinds.base import Arrivals, Place
 from fdbox.linux.fd import OwnedFd, close_all
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterator
+    from collections.abc import Collection, Generator, Iterator, Sequence
 
     from fdbox.kinds.base import Loaded
     from fdbox.model import BoxKey
-    from fdbox.ports import Carrier, Delivery
+    from fdbox.ports import Carrier, Delivery, Kernel
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What did not arrive; `entry` is empty for a whole box, and `box` None for what was not even named."""
+    """What did not arrive: an entry, or something of one that did; `entry` is empty for a whole box, and `box` None for what
+    was not even named.
+    """
 
     box: BoxKey | None
     entry: str
@@ -86,7 +89,7 @@ class Past:
     done: Collection[str] = ()
 
 
-def arrive(carrier: Carrier[OwnedFd], running: str, past: Past) -> Iterator[Step]:
+def arrive(carrier: Carrier[OwnedFd], kernel: Kernel, past: Past) -> Iterator[Step]:
     """Yield everything that the last incarnation sent by this carrier. Raises nothing that one entry could cause.
 
     Raises:
@@ -96,13 +99,13 @@ def arrive(carrier: Carrier[OwnedFd], running: str, past: Past) -> Iterator[Step
     if delivery is None:
         return
     try:
-        index = _read_index(delivery, running)
+        index = _read_index(delivery, kernel.incarnation())
     except FdboxError as error:
         yield Loss(None, "", f"the index of what came: {error}")
         return
     for session, box in index.boxes:
         if session not in past.done:
-            yield from _box(carrier, running, past, session, box)
+            yield from _box(carrier, kernel, past, session, box)
         elif (had := past.sessions.pop(session, None)) is not None:
             carrier.resume(session, had).finish()
             yield Finished(session)
@@ -127,7 +130,7 @@ def _read_index(delivery: Delivery[OwnedFd], running: str) -> Index:
 
 
 def _box(
-    carrier: Carrier[OwnedFd], running: str, past: Past, session: str, box: BoxKey
+    carrier: Carrier[OwnedFd], kernel: Kernel, past: Past, session: str, box: BoxKey
 ) -> Iterator[Step]:
     # That the carrier cannot be asked now is no loss: it is raised, and the next process asks again.
     delivery = yield from _receive(carrier, session, past)
@@ -138,7 +141,7 @@ def _box(
         yield Loss(box, "", str(missing))
         return
     try:
-        entries, losses = load_box(delivery, running)
+        entries, losses = load_box(delivery, kernel)
     except FdboxError as error:
         yield Loss(box, "", str(error))
         return
@@ -147,7 +150,7 @@ def _box(
     yield Finished(session)
 
 
-def load_box(delivery: Delivery[OwnedFd], running: str) -> tuple[dict[str, Arrived], list[Loss]]:
+def load_box(delivery: Delivery[OwnedFd], kernel: Kernel) -> tuple[dict[str, Arrived], list[Loss]]:
     """Return the entries of one delivered box, and what of them could not be made again.
 
     Raises:
@@ -155,62 +158,61 @@ def load_box(delivery: Delivery[OwnedFd], running: str) -> tuple[dict[str, Arriv
         SameIncarnation: it was saved by the kernel that runs now.
     """
     with delivery.take(FIRST_TOKEN) as stored:
-        saved = manifest.read_manifest(manifest.fetch(stored.fileno()), running)
-    entries: dict[str, Arrived] = {}
-    losses: list[Loss] = []
+        saved = manifest.read_manifest(manifest.fetch(stored.fileno()), kernel.incarnation())
+    loading = _Loading(saved, delivery, kernel)
     try:
         for number in range(len(saved.components)):
-            _load_component(saved, number, delivery, entries, losses)
+            loading.load(number)
     except BaseException:
-        close_all(arrived.fd for arrived in entries.values())
+        close_all(arrived.fd for arrived in loading.entries.values())
         raise
-    ordered = {entry.name: entries[entry.name] for entry in saved.entries if entry.name in entries}
-    return ordered, losses
+    found = loading.entries
+    return {one.name: found[one.name] for one in saved.entries if one.name in found}, loading.losses
 
 
-def _load_component(
-    saved: Manifest,
-    number: int,
-    delivery: Delivery[OwnedFd],
-    entries: dict[str, Arrived],
-    losses: list[Loss],
-) -> None:
-    wanted: dict[int, list[SavedEntry]] = {}
-    for entry in saved.entries:
-        if entry.component == number:
-            wanted.setdefault(entry.file, []).append(entry)
-    for entry, outcome in _outcomes(saved.components[number], delivery, wanted):
-        if isinstance(outcome, OwnedFd):
-            entries[entry.name] = Arrived(outcome, entry.label)
-        else:
-            losses.append(Loss(saved.box, entry.name, str(outcome)))
+class _Loading:
+    """The components of a box, made again one after the other."""
 
+    def __init__(self, saved: Manifest, delivery: Delivery[OwnedFd], kernel: Kernel) -> None:
+        self.entries: dict[str, Arrived] = {}
+        self.losses: list[Loss] = []
+        self._saved = saved
+        self._delivery = delivery
+        self._made: dict[Place, int] = {}
+        self._arrivals = Arrivals(kernel, delivery.take, self._made, saved.box.owner)
+        self._wanted: dict[Place, list[SavedEntry]] = {}
+        for entry in saved.entries:
+            self._wanted.setdefault(Place(entry.component, entry.file), []).append(entry)
 
-def _outcomes(
-    component: tuple[str, int], delivery: Delivery[OwnedFd], wanted: dict[int, list[SavedEntry]]
-) -> Iterator[tuple[SavedEntry, Loaded]]:
-    """Yield every wanted entry once, with its descriptor or why it has none."""
-    left = dict(wanted)
-    try:
-        compatible, token = component
+    def load(self, number: int) -> None:
+        """Make the files of one component again."""
+        try:
+            for index, loaded in enumerate(self._files(*self._saved.components[number])):
+                self._note(Place(number, index), loaded)
+            failure: FdboxError = ManifestInvalid("the component does not have it")
+        except FdboxError as error:
+            failure = error
+        for place in [place for place in self._wanted if place.component == number]:
+            self._note(place, failure)
+
+    def _files(self, compatible: str, token: int) -> Iterator[Loaded]:
         kind = registry.by_compatible(compatible)
-        with delivery.take(token) as stored:
+        with self._delivery.take(token) as stored:
             tree = manifest.fetch(stored.fileno())
-        for index, loaded in enumerate(kind.load(tree, delivery.take)):
-            yield from _share(loaded, left.pop(index, []))
-        failure: FdboxError = ManifestInvalid("the component does not have it")
-    except FdboxError as error:
-        failure = error
-    for entries in left.values():
-        for entry in entries:
-            yield entry, failure
+        return kind.load(tree, self._arrivals)
 
+    def _note(self, place: Place, loaded: Loaded) -> None:
+        """Give one open file description to all entries that share it, or tell why there is none."""
+        entries = self._wanted.pop(place, [])
+        if isinstance(loaded, FdboxError):
+            self._lose(entries, str(loaded))
+            return
+        with loaded.fd as fd:
+            for entry in entries:
+                self.entries[entry.name] = Arrived(fd.dup(), entry.label)
+                self._made.setdefault(place, self.entries[entry.name].fd.fileno())
+        for sentence in loaded.lost:
+            self._lose(entries[:1], sentence)
 
-def _share(loaded: Loaded, entries: list[SavedEntry]) -> Iterator[tuple[SavedEntry, Loaded]]:
-    """Yield one open file description to all entries that share it."""
-    if not isinstance(loaded, OwnedFd):
-        yield from ((entry, loaded) for entry in entries)
-        return
-    with loaded:
-        for entry in entries:
-            yield entry, loaded.dup()
+    def _lose(self, entries: Sequence[SavedEntry], reason: str) -> None:
+        self.losses += [Loss(self._saved.box, entry.name, reason) for entry in entries]

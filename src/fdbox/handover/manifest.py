@@ -1,6 +1,6 @@
 """What one incarnation writes down for the next: the manifest of a box, its components, and the index of all boxes.
 
-Each is an FDT with its SHA-256 behind it, in a memfd of its own. docs/formats.md has the bindings.
+Each is an FDT with its SHA-256 behind it, in a memfd of its own. docs/formats has the bindings.
 """
 
 from __future__ import annotations

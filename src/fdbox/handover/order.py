@@ -44,26 +44,25 @@ def _equal_runs(items: list[int], compare: Callable[[int, int], int]) -> list[li
     return [list(run) for _, run in itertools.groupby(ordered, key=key)]
 
 
-def arrange(names: Mapping[T, str], needs: Mapping[T, Sequence[T]]) -> list[T]:
-    """Return the keys of `names` so that each comes after what it needs; otherwise in the order given.
+def levels(names: Mapping[T, str], needs: Mapping[T, Sequence[T]]) -> list[list[T]]:
+    """Return the keys of `names` in groups, each after all that it needs; within a group in the order given.
 
     `names` are the entries, for errors.
 
     Raises:
-        CannotCarry: two need each other, or one needs what is not there; both are named.
+        CannotCarry: two need each other; both are named.
     """
-    for item, wanted in needs.items():
-        if missing := [other for other in wanted if other not in names]:
-            raise CannotCarry(
-                f"entry {names[item]!r} depends on {missing[0]!r}, which is not in the box",
-                remedy="put what it depends on into the same box",
-                entry=names[item],
-            )
     sorter = graphlib.TopologicalSorter({item: needs.get(item, ()) for item in names})
     try:
-        return list(sorter.static_order())
+        sorter.prepare()
     except graphlib.CycleError as error:
         circle = " and ".join(dict.fromkeys(repr(names[item]) for item in error.args[1]))
         raise CannotCarry(
             f"the entries {circle} depend on each other", remedy="remove one of them"
         ) from error
+    numbers = {item: number for number, item in enumerate(names)}
+    groups: list[list[T]] = []
+    while ready := sorter.get_ready():
+        groups.append(sorted(ready, key=numbers.__getitem__))
+        sorter.done(*ready)
+    return groups

@@ -14,13 +14,23 @@ from fdbox.errors import CannotCarry, FdboxError
 from fdbox.handover import manifest, order
 from fdbox.handover.manifest import FIRST_TOKEN, Index, Manifest, SavedEntry
 from fdbox.kinds import registry
-from fdbox.kinds.base import CarriedKind, Freight, Look, OpenFile, look
+from fdbox.kinds.base import (
+    CarriedKind,
+    Company,
+    Freight,
+    Look,
+    OpenFile,
+    Place,
+    Uncarried,
+    look,
+    numbered,
+)
 from fdbox.linux import kcmp
 from fdbox.model import BoxKey, Carriage, Description
 from fdbox.ports import ParcelRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from fdbox.fdt.tree import Node
     from fdbox.linux.fd import OwnedFd
@@ -50,10 +60,21 @@ class SealedBox:
     manifest: OwnedFd
 
     def verify(self) -> None:
-        """Check that nothing was changed after it was saved; CannotCarry names what was."""
-        sent = {token: fd for fd, token in self.freight.parcels}
-        for part in self.parts:
-            part.kind.verify(part.files, part.component, sent)
+        """Check that nothing was changed after it was saved; LateWrite names what was."""
+        with _naming(self.box):
+            for part in self.parts:
+                part.kind.verify(part.files, part.component, self.freight)
+
+    @property
+    def lost(self) -> list[tuple[str, str]]:
+        """What of the entries cannot cross, as far as it is known: (entry, sentence)."""
+        return [
+            (file.entry, sentence)
+            for part in self.parts
+            for file, node in zip(part.files, numbered(part.component, "file"), strict=True)
+            if node.has("lost")
+            for sentence in node.texts("lost")
+        ]
 
     def thaw(self) -> None:
         """Drop what was saved and let the originals go on."""
@@ -80,18 +101,25 @@ def seal(
     In every case all is as it was.
     """
     _refuse_uncarried(box, entries)
-    files = _open_files(entries)
-    has = carrier.carriage()
-    kinds = [_kind_of(box, file, has) for file in files]
-    _check_dependencies(files, kinds)
+    company = Company(_open_files(entries))
+    kinds = {file: _kind_of(box, file, carrier) for file in company.files}
+    with _naming(box):
+        plan = _plan(company, kinds)
     with contextlib.ExitStack() as undo:
-        for file, kind in zip(files, kinds, strict=True):
+        for file, kind in kinds.items():
             kind.freeze(file)
             undo.callback(kind.thaw, file)
-        freight = Freight(kernel, kernel.free_memory() - RESERVE)
+        freight = Freight(kernel, kernel.free_memory() - RESERVE, company, _places(plan))
         undo.callback(freight.close)
-        parts = tuple(_save(box, files, kinds, freight))
-        first = manifest.store(_write(box, parts, freight, kernel.incarnation()))
+        with _naming(box):
+            parts = tuple(_save(kind, files, freight) for kind, files in plan)
+        saved = Manifest(
+            kernel.incarnation(),
+            box,
+            tuple(_saved_entries(entries, parts)),
+            tuple(_components(parts, freight)),
+        )
+        first = manifest.store(manifest.write_manifest(saved))
         undo.callback(first.close)
         shipment = carrier.ship(f"fdbox-{secrets.token_hex(16)}")
         undo.callback(shipment.discard)
@@ -119,33 +147,41 @@ def write_index(
 
 
 def _open_files(entries: Mapping[str, tuple[int, Description]]) -> list[OpenFile]:
-    """Return the open file descriptions behind the entries."""
+    """Return the open file descriptions behind the entries, as they are now."""
     names = list(entries)
     looks: list[Look] = [look(fd) for fd, _ in entries.values()]
     inodes = {seen.fd: seen.inode for seen in looks}
     groups = order.share([seen.fd for seen in looks], inodes.__getitem__, kcmp.order)
     return [
         OpenFile(
-            looks[group[0]], entries[names[group[0]]][1], tuple(names[index] for index in group)
+            looks[group[0]],
+            _fresh(looks[group[0]], entries[names[group[0]]][1]),
+            tuple(names[index] for index in group),
         )
         for group in groups
     ]
 
 
+def _fresh(seen: Look, before: Description) -> Description:
+    """Return what a descriptor is now; a memfd that came from the last kernel has lost its name, and `put` knows it."""
+    now = registry.recognise(seen).describe(seen)
+    return now._replace(label=now.label or before.label)
+
+
 def _refuse_uncarried(box: BoxKey, entries: Mapping[str, tuple[int, Description]]) -> None:
     """Refuse by what `put` has seen: looking again could block, in a file system that its owner controls."""
     for name, (_, description) in entries.items():
-        if description.kind not in registry.CARRIED:
-            kind = registry.by_name(description.kind)
+        kind = registry.by_name(description.kind)
+        if isinstance(kind, Uncarried):
             raise cannot_carry(box, name, kind.name, Carriage(None, kind.obstacle, kind.remedy))
 
 
-def _kind_of(box: BoxKey, file: OpenFile, has: Carriage) -> CarriedKind:
-    kind = registry.CARRIED[file.description.kind]
-    carriage = kind.carriage(file.look, has)
+def _kind_of(box: BoxKey, file: OpenFile, carrier: Carrier[OwnedFd]) -> CarriedKind:
+    name = file.description.kind
+    carriage = registry.by_name(name).carriage(file.look, carrier)
     if carriage.carrier is None:
-        raise cannot_carry(box, file.entries[0], kind.name, carriage)
-    return kind
+        raise cannot_carry(box, file.entry, name, carriage)
+    return registry.CARRIED[name]
 
 
 def cannot_carry(box: BoxKey, entry: str, kind: str, why: Carriage) -> CannotCarry:
@@ -159,40 +195,64 @@ def cannot_carry(box: BoxKey, entry: str, kind: str, why: Carriage) -> CannotCar
     )
 
 
-def _check_dependencies(files: Sequence[OpenFile], kinds: Sequence[CarriedKind]) -> None:
-    names = {file.look.inode: file.entries[0] for file in files}
-    needs = {
-        file.look.inode: kind.depends_on(file.look) for file, kind in zip(files, kinds, strict=True)
+@contextlib.contextmanager
+def _naming(box: BoxKey) -> Iterator[None]:
+    """Add the box to errors that know only the entry."""
+    try:
+        yield
+    except FdboxError as error:
+        error.context.setdefault("box", box.name)
+        raise
+
+
+#: The components to be: a kind, and its files; each after all that its files depend on.
+Plan = list[tuple["CarriedKind", list[OpenFile]]]
+
+
+def _plan(company: Company, kinds: Mapping[OpenFile, CarriedKind]) -> Plan:
+    names = {file: file.entry for file in company.files}
+    needs = {file: kind.depends_on(file, company) for file, kind in kinds.items()}
+    plan: Plan = []
+    for level in order.levels(names, needs):
+        by_kind: dict[str, list[OpenFile]] = {}
+        for file in level:
+            by_kind.setdefault(kinds[file].name, []).append(file)
+        plan += [(registry.CARRIED[name], files) for name, files in by_kind.items()]
+    return plan
+
+
+def _places(plan: Plan) -> dict[OpenFile, Place]:
+    return {
+        file: Place(component, index)
+        for component, (_, files) in enumerate(plan)
+        for index, file in enumerate(files)
     }
-    order.arrange(names, needs)
 
 
-def _save(
-    box: BoxKey, files: Sequence[OpenFile], kinds: Sequence[CarriedKind], freight: Freight
-) -> Iterator[Part]:
-    for kind in dict.fromkeys(kinds):
-        own = tuple(file for file, other in zip(files, kinds, strict=True) if other is kind)
-        try:
-            component = kind.save(own, freight)
-        except FdboxError as error:
-            error.context.setdefault("box", box.name)
-            raise
-        component.set_text("compatible", kind.compatible)
-        yield Part(kind, own, component)
+def _save(kind: CarriedKind, files: Sequence[OpenFile], freight: Freight) -> Part:
+    component = kind.save(files, freight)
+    component.set_text("compatible", kind.compatible)
+    return Part(kind, tuple(files), component)
 
 
-def _write(box: BoxKey, parts: Sequence[Part], freight: Freight, incarnation: str) -> Node:
-    components = []
-    entries = []
-    for number, part in enumerate(parts):
-        token = freight.give(manifest.store(part.component), part.files[0].entries[0])
-        components.append((part.kind.compatible, token))
-        entries += [
-            SavedEntry(name, file.description.label, number, index)
-            for index, file in enumerate(part.files)
-            for name in file.entries
-        ]
-    return manifest.write_manifest(Manifest(incarnation, box, tuple(entries), tuple(components)))
+def _components(parts: Sequence[Part], freight: Freight) -> Iterator[tuple[str, int]]:
+    """Send every component along; yield its format and token."""
+    for part in parts:
+        yield (
+            part.kind.compatible,
+            freight.give(manifest.store(part.component), part.files[0].entry),
+        )
+
+
+def _saved_entries(names: Iterable[str], parts: Sequence[Part]) -> Iterator[SavedEntry]:
+    """Yield the entries in the order of the box."""
+    places = {
+        name: (file.description.label, number, index)
+        for number, part in enumerate(parts)
+        for index, file in enumerate(part.files)
+        for name in file.entries
+    }
+    return (SavedEntry(name, *places[name]) for name in names)
 
 
 def _load_up(shipment: Shipment, parcels: Sequence[tuple[int, int]], freight: Freight) -> None:

@@ -28,6 +28,17 @@ class FdInfo:
     ino: int = 0
     extra: Mapping[str, str] = field(default_factory=dict)
 
+    def line(self, key: str) -> str:
+        """Return what the kind of file adds under `key`; KernelError ENODATA on a kernel that does not tell it."""
+        try:
+            return self.extra[key]
+        except KeyError:
+            raise KernelError(
+                f"the kernel does not tell {key!r} of this descriptor",
+                errno=errno.ENODATA,
+                remedy="a newer kernel, or one with CONFIG_CHECKPOINT_RESTORE, does",
+            ) from None
+
 
 def parse(text: str) -> FdInfo:
     """Return the parsed text of a fdinfo file; KernelError if it is not one."""

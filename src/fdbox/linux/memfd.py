@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import enum
 import errno
 import fcntl
@@ -11,21 +10,22 @@ import mmap
 import os
 
 from fdbox.errors import KernelError
+from fdbox.linux import paths
 from fdbox.linux.fd import OwnedFd, open_path
-from fdbox.linux.syscalls import last_error, libc
 
 # include/uapi/linux/memfd.h
 _MFD_NOEXEC_SEAL = 0x0008  # Linux 6.3
 _MFD_EXEC = 0x0010  # Linux 6.3
-# include/uapi/linux/magic.h
-_TMPFS_MAGIC = 0x01021994
-_HUGETLBFS_MAGIC = 0x958458F6
+_MFD_HUGE_SHIFT = 26  # include/uapi/asm-generic/hugetlb_encode.h
+#: bytes that a name can have (mm/memfd.c: MFD_NAME_MAX_LEN)
+MAX_NAME = 249
 
 _REMEDIES = {
     errno.EACCES: "the sysctl vm.memfd_noexec = 2 forbids executable memfds: set it to 1 or 0",
     errno.EINVAL: "a name has at most 249 bytes, and a hugetlb size is a multiple of its page",
     errno.EMFILE: "raise RLIMIT_NOFILE",
     errno.ENOMEM: "free memory",
+    errno.ENODEV: "the kernel has no huge pages of this size",
     errno.EPERM: "the file has F_SEAL_SEAL: it takes no more seals",
     errno.EBUSY: "unmap every writable mapping first, and wait until the kernel has let go of it",
 }
@@ -51,7 +51,7 @@ def create(
     name: str,
     size: int = 0,
     *,
-    huge: bool = False,
+    huge_page: int = 0,
     allow_sealing: bool = True,
     seal_exec: bool = False,
 ) -> OwnedFd:
@@ -62,18 +62,19 @@ def create(
 
     Args:
         name: At most 249 bytes; shown in /proc.
-        size: Bytes; a multiple of the huge page size with `huge`.
-        huge: hugetlbfs pages (MFD_HUGETLB), which no kernel carries over yet. For transparent huge
-            pages leave it and use `madvise_hugepage`.
+        size: Bytes; a multiple of `huge_page`.
+        huge_page: Bytes of a page of hugetlbfs, a power of two (MFD_HUGETLB), which no kernel carries over yet.
+            For transparent huge pages leave it and use `madvise_hugepage`.
         allow_sealing: Seals may be added (seal_exec implies it).
         seal_exec: No execution, for ever (MFD_NOEXEC_SEAL).
 
     Raises:
-        KernelError: EINVAL, EACCES, EMFILE, ENFILE, ENOMEM.
+        KernelError: EINVAL, EACCES, EMFILE, ENFILE, ENOMEM, ENODEV.
     """
     flags = os.MFD_CLOEXEC
     flags |= os.MFD_ALLOW_SEALING if allow_sealing else 0
-    flags |= os.MFD_HUGETLB if huge else 0
+    if huge_page:
+        flags |= os.MFD_HUGETLB | (huge_page.bit_length() - 1) << _MFD_HUGE_SHIFT
     try:
         fd = _create(name, flags, _MFD_NOEXEC_SEAL if seal_exec else _MFD_EXEC)
     except OSError as error:
@@ -138,26 +139,14 @@ def device() -> int:
         return os.fstat(probe.fileno()).st_dev
 
 
-_Statfs = ctypes.c_long * 32
-
-
-def _magic(fd: int) -> int:
-    # struct statfs { __fsword_t f_type; ... }: at most 120 bytes, f_type a long on every architecture we know numbers of
-    buffer = _Statfs()
-    if libc.fstatfs(fd, ctypes.byref(buffer)) != 0:
-        error = last_error()
-        raise _failed(f"cannot tell the file system of descriptor {fd}", error) from error
-    return int(buffer[0]) & 0xFFFFFFFF
-
-
 def is_shmem(fd: int) -> bool:
     """Return whether the file is of tmpfs or anonymous shared memory; KernelError EBADF."""
-    return _magic(fd) == _TMPFS_MAGIC
+    return paths.filesystem(fd) == paths.TMPFS
 
 
 def is_hugetlb(fd: int) -> bool:
     """Return whether the file is of hugetlbfs (which no kernel carries over yet)."""
-    return _magic(fd) == _HUGETLBFS_MAGIC
+    return paths.filesystem(fd) == paths.HUGETLBFS
 
 
 def reopen(fd: int, flags: int) -> OwnedFd:
@@ -167,6 +156,12 @@ def reopen(fd: int, flags: int) -> OwnedFd:
     """
     try:
         return open_path(f"/proc/self/fd/{fd}", flags)
+    except PermissionError as error:  # which has another remedy than memfd_create's
+        raise KernelError(
+            f"cannot open descriptor {fd} again: {error.strerror}",
+            errno=error.errno or 0,
+            remedy="the mode of the file must allow it, or fdbox must run as root",
+        ) from error
     except OSError as error:
         raise _failed(f"cannot open descriptor {fd} again", error) from error
 

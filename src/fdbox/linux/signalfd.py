@@ -6,8 +6,10 @@ import ctypes
 import os
 import signal
 import struct
+import sys
 from typing import TYPE_CHECKING
 
+from fdbox.linux import fdinfo
 from fdbox.linux.fd import OwnedFd
 from fdbox.linux.syscalls import last_error, libc
 
@@ -28,15 +30,26 @@ def block(signals: Collection[signal.Signals]) -> OwnedFd:
     OSError: EMFILE, ENFILE, ENOMEM.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    mask = ctypes.create_string_buffer(_SIGSET_SIZE)
-    libc.sigemptyset(mask)
-    for number in signals:
-        libc.sigaddset(mask, ctypes.c_int(number))
-    flags = os.O_CLOEXEC | os.O_NONBLOCK  # SFD_CLOEXEC and SFD_NONBLOCK have their values
-    opened = int(libc.signalfd(ctypes.c_int(-1), mask, ctypes.c_int(flags)))
+    return create(sum(1 << (number - 1) for number in signals), os.O_NONBLOCK)
+
+
+def create(mask: int, flags: int = 0) -> OwnedFd:
+    """Return a descriptor for the signals of a mask, close-on-exec: bit 0 is signal 1. `flags` may have O_NONBLOCK.
+
+    OSError: EMFILE, ENFILE, ENOMEM.
+    """
+    # The kernel's sigset_t is the first 64 bits of the C library's; sigaddset() would refuse the library's own signals.
+    signals = mask.to_bytes(8, sys.byteorder) + bytes(_SIGSET_SIZE - 8)
+    flags |= os.O_CLOEXEC  # SFD_CLOEXEC and SFD_NONBLOCK have the values of the O_* flags
+    opened = int(libc.signalfd(ctypes.c_int(-1), signals, ctypes.c_int(flags)))
     if opened < 0:
         raise last_error()
     return OwnedFd(opened)
+
+
+def mask_of(fd: int) -> int:
+    """Return the mask of a signalfd, as `create` takes it; KernelError if it is none."""
+    return int(fdinfo.read(fd).line("sigmask"), 16)
 
 
 def read(fd: int) -> list[signal.Signals]:

@@ -9,9 +9,17 @@ import platform
 
 from fdbox.errors import KernelError
 
-_X86_64 = {"kcmp": 312, "kexec_file_load": 320}  # arch/x86/entry/syscalls/syscall_64.tbl
-_GENERIC = {"kcmp": 272, "kexec_file_load": 294}  # scripts/syscall.tbl
-_PPC = {"kcmp": 354, "kexec_file_load": 382}  # arch/powerpc/kernel/syscalls/syscall.tbl
+_X86_64 = {
+    "kcmp": 312,
+    "kexec_file_load": 320,
+    "openat2": 437,
+}  # arch/x86/entry/syscalls/syscall_64.tbl
+_GENERIC = {"kcmp": 272, "kexec_file_load": 294, "openat2": 437}  # scripts/syscall.tbl
+_PPC = {
+    "kcmp": 354,
+    "kexec_file_load": 382,
+    "openat2": 437,
+}  # arch/powerpc/kernel/syscalls/syscall.tbl
 _NUMBERS = {
     "x86_64": _X86_64,
     "aarch64": _GENERIC,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from fdbox.errors import KernelError
 from fdbox.linux import incarnation, kexec, meminfo
@@ -14,6 +15,10 @@ class RunningKernel:
     def incarnation(self) -> str:
         """Return the boot id."""
         return incarnation.boot_id()
+
+    def realtime(self) -> int:
+        """Return nanoseconds of CLOCK_REALTIME."""
+        return time.time_ns()
 
     def free_memory(self) -> int:
         """Return the bytes that can be taken without driving anything into the OOM killer."""
@@ -27,12 +32,15 @@ class RunningKernel:
         """Drop what is loaded."""
         kexec.kexec_unload()
 
+    def sync(self) -> None:
+        """Write back what the file systems hold."""
+        os.sync()
+
     def jump(self) -> None:
-        """Write back what the file systems hold, and start the next kernel.
+        """Start the next kernel.
 
         Raises:
             KernelError: the kernel stays.
         """
-        os.sync()
         kexec.reboot_kexec()
         raise KernelError("reboot(2) came back without an error", remedy="see dmesg")

@@ -59,7 +59,7 @@ class Arrival:
     async def _receive(self) -> None:
         done = () if self._keep is None else frozenset(self._keep.contents.arrived)
         past = Past(self._sessions, done)
-        steps = arrive.arrive(self._vault.carrier, self._vault.kernel.incarnation(), past)
+        steps = arrive.arrive(self._vault.carrier, self._vault.kernel, past)
         while (step := await self._next(steps)) is not None:
             await self._make_safe(step)
 

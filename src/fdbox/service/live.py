@@ -39,6 +39,7 @@ class Plan:
     command_line: str
     timeout: float
     proceed_at_deadline: bool = False
+    save_again: bool = True
     dry_run: bool = False
 
     @property
@@ -221,7 +222,8 @@ class LiveUpdate:
         return self.machine.phase is Phase.SEALING
 
     async def _commit(self) -> None:
-        await self._vault.commit(self._load_kernel)
+        assert self._plan is not None
+        await self._vault.commit(self._load_kernel, save_again=self._plan.save_again)
 
     async def _unload(self) -> None:
         await asyncio.to_thread(self._vault.kernel.unload)

@@ -215,6 +215,7 @@ class Methods:
             request.command_line,
             timeout,
             proceed_at_deadline=request.on_deadline == "proceed",
+            save_again=request.on_late_write != "abort",
             dry_run=bool(request.dry_run),
         )
         steps = self._live.run(plan)

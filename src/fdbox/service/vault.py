@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from fdbox.errors import FdboxError, InvalidDescriptor
+from fdbox.errors import FdboxError, InvalidDescriptor, LateWrite
 from fdbox.handover import seal
 from fdbox.handover.arrive import Loss
 from fdbox.kinds import registry
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from fdbox.service.keep import Keep
 
 T = TypeVar("T")
+
+#: how often a box is saved again at the jump: who writes on has not heard `prepare`, and one try more changes nothing
+_SAVED_AGAIN = 3
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -86,25 +89,23 @@ class Vault:
         Raises:
             InvalidDescriptor: one cannot be read.
         """
-        has = self.carrier.carriage()
         held = []
         for fd in fds:
             seen = glance(fd.fileno())
             if seen is None:
                 return None
-            held.append(_held(fd, seen, has, quick=True))
+            held.append(self._held(fd, seen, quick=True))
         return held
 
     async def examine(self, fds: Sequence[OwnedFd]) -> list[Held]:
         """Return descriptors as they are kept, however long it takes to look at them; errors as `glance`."""
-        has = self.carrier.carriage()
-        return await asyncio.to_thread(lambda: [_examined(fd, has) for fd in fds])
+        return await asyncio.to_thread(lambda: [self._examined(fd) for fd in fds])
 
     def describe(self, held: Held) -> tuple[Description, Carriage]:
         """Return what a descriptor is now, as far as that can be told without blocking."""
         if not held.quick:
             return held.description, held.carriage
-        fresh = _held(held.fd, look(held.fd.fileno()), self.carrier.carriage(), quick=True)
+        fresh = self._held(held.fd, look(held.fd.fileno()), quick=True)
         label = fresh.description.label or held.description.label
         return Description(fresh.description.kind, fresh.description.size, label), fresh.carriage
 
@@ -220,27 +221,68 @@ class Vault:
                 await self._thaw(self._sealed_by_update.pop())
             await self._run(self._publish)
 
-    async def commit(self, load: Callable[[], None]) -> None:
-        """Check that what was saved is what is there, leave the index, `load` last of all, and jump.
+    async def commit(self, load: Callable[[], None], *, save_again: bool = True) -> None:
+        """`load`, leave the index, check that what was saved is what is there, and jump.
+
+        A box of which something was changed after it was saved is saved again, if that was asked for, and some times.
 
         Raises:
-            FdboxError: the jump did not happen; everything is still sealed.
+            LateWrite: something was changed again and again.
+            FdboxError: the jump did not happen. Everything is still sealed, but a box that could not be saved again.
         """
         async with self._turn:
-            await self._run(lambda: self._jump(load))
+            await self._run(load)
+            await self._run(self.kernel.sync)
+            await self._run(self._publish)
+            for _ in range(_SAVED_AGAIN if save_again else 0):
+                for key in await self._run(self._jump):
+                    await self._save_again(key)
+                await self._run(self._publish)
+            changed = await self._run(self._jump)
+            raise next(iter(changed.values()))
+
+    def _jump(self) -> dict[BoxKey, LateWrite]:
+        """Jump, or return what was changed after it was saved. Nothing may come between the comparison and the jump."""
+        changed = {}
+        for key, sealed in self._sealed.items():
+            try:
+                sealed.verify()
+            except LateWrite as error:
+                changed[key] = error
+        if not changed:
+            self.kernel.jump()
+        return changed
+
+    async def _save_again(self, key: BoxKey) -> None:
+        await self._run(self._sealed.pop(key).thaw)
+        try:
+            self._sealed[key] = await self._save(key)
+        except BaseException:
+            self.boxes.unseal(key)
+            if key in self._sealed_by_update:
+                self._sealed_by_update.remove(key)
+            else:
+                self._note_sealed(key, sealed=False)
+            raise
+        log.info("%s was changed after it was saved, and is saved again", key)
 
     async def _seal(self, key: BoxKey) -> None:
-        box = self.boxes.begin_seal(key)
-        entries = {name: (held.fd.fileno(), held.description) for name, held in box.entries.items()}
+        self.boxes.begin_seal(key)
         try:
-            self._sealed[key] = await self._run(
-                lambda: seal.seal(key, entries, self.carrier, self.kernel)
-            )
+            self._sealed[key] = await self._save(key)
         except BaseException:
             self.boxes.undo_seal(key)
             raise
         self.boxes.end_seal(key)
         self.reached("sealed")
+
+    async def _save(self, key: BoxKey) -> SealedBox:
+        held = self.boxes.find(key).entries
+        entries = {name: (one.fd.fileno(), one.description) for name, one in held.items()}
+        sealed = await self._run(lambda: seal.seal(key, entries, self.carrier, self.kernel))
+        for entry, sentence in sealed.lost:
+            log.warning("%s: the next kernel will not have of %r: %s", key, entry, sentence)
+        return sealed
 
     async def _thaw(self, key: BoxKey) -> None:
         await self._run(self._sealed.pop(key).thaw)
@@ -253,13 +295,6 @@ class Vault:
             self._index.discard()
             self._index = None
         self._index = seal.write_index(list(self._sealed.values()), self.carrier, self.kernel)
-
-    def _jump(self, load: Callable[[], None]) -> None:
-        for sealed in self._sealed.values():
-            sealed.verify()
-        self._publish()
-        load()
-        self.kernel.jump()
 
     async def _run(self, work: Callable[[], T]) -> T:
         """Do what may take long in the one worker, to its end: a caller who goes away must not leave half of it."""
@@ -289,18 +324,26 @@ class Vault:
         except InvalidDescriptor:
             seen = None
         if seen is not None:
-            held = _held(fd, seen, self.carrier.carriage(), quick=True)
+            held = self._held(fd, seen, quick=True)
             held.description = held.description._replace(label=noted.label)
             return held
         kind = registry.by_name(noted.kind)
-        carriage = Carriage(None, kind.obstacle, kind.remedy)
-        return Held(fd, Description(kind.name, noted.size, noted.label), carriage, quick=False)
+        description = Description(kind.name, noted.size, noted.label)
+        return Held(fd, description, kind.carriage(None, self.carrier), quick=False)
 
     def readmit(self, entry: Arrived) -> Held:
         """Return what came from the last kernel as it is kept."""
-        held = _held(entry.fd, look(entry.fd.fileno()), self.carrier.carriage(), quick=True)
+        held = self._examined(entry.fd)
         held.description = held.description._replace(label=entry.label)
         return held
+
+    def _examined(self, fd: OwnedFd) -> Held:
+        seen = glance(fd.fileno())
+        return self._held(fd, seen or look(fd.fileno()), quick=seen is not None)
+
+    def _held(self, fd: OwnedFd, seen: Look, *, quick: bool) -> Held:
+        kind = registry.recognise(seen)
+        return Held(fd, kind.describe(seen), kind.carriage(seen, self.carrier), quick)
 
     async def take_back_next_kernel(self) -> None:
         """Unload what the process before this one had loaded for an update that ended with it."""
@@ -351,13 +394,3 @@ class Vault:
         for sealed in self._sealed.values():
             await self._run(sealed.thaw)
         self._sealed.clear()
-
-
-def _examined(fd: OwnedFd, has: Carriage) -> Held:
-    seen = glance(fd.fileno())
-    return _held(fd, seen or look(fd.fileno()), has, quick=seen is not None)
-
-
-def _held(fd: OwnedFd, seen: Look, has: Carriage, *, quick: bool) -> Held:
-    kind = registry.recognise(seen)
-    return Held(fd, kind.describe(seen), kind.carriage(seen, has), quick)

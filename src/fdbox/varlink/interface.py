@@ -120,6 +120,7 @@ class Update(_Struct, frozen=True, kw_only=True):
     dry_run: bool | None = None
     timeout_seconds: float | None = None
     on_deadline: Literal["abort", "proceed"] | None = None
+    on_late_write: Literal["retry", "abort"] | None = None
 
 
 class UpdateReply(_Struct, frozen=True, kw_only=True):

@@ -127,7 +127,7 @@ def check_same_incarnation() -> None:
         entries = {"m": (fd.fileno(), Description("memfd", 4096, "m"))}
         sealed = seal.seal(BoxKey(0, "b"), entries, carrier, kernel)
         try:
-            arrive.load_box(_Again(sealed), kernel.incarnation())
+            arrive.load_box(_Again(sealed), kernel)
         except SameIncarnation as error:
             print("refused:", error)
         else:

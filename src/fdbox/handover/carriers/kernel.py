@@ -6,6 +6,7 @@ its own descriptor. Preserving may drive the kernel out of memory, and then it k
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import struct
@@ -42,6 +43,7 @@ class KernelCarrier:
         self._works = False
         self._fails_until = 0.0
         self._answer = Carriage(None)
+        self._takes: dict[str, Carriage] = {}
         self._lock = threading.Lock()  # this process must not be in its own way
 
     def carriage(self) -> Carriage:
@@ -61,6 +63,23 @@ class KernelCarrier:
             self._works = True
         return self._answer
 
+    def probe(self, fd: int, kind: str) -> Carriage:
+        """Return whether the running kernel takes a descriptor as it is: tried with it, until one of the kind was taken."""
+        if kind in self._takes:
+            return self._takes[kind]
+        has = self.carriage()
+        if has.carrier is None:
+            return has
+        try:
+            self._try(fd)
+        except liveupdate.FdNotSupported as error:
+            return Carriage(None, f"the running kernel does not carry a {kind}", error.remedy)
+        except KernelError as error:
+            if error.errno != errno.EBUSY:  # what is preserved already can be preserved
+                return Carriage(None, error.message, error.remedy)
+        self._takes[kind] = has
+        return has
+
     def ship(self, name: str) -> _Shipment:
         """Begin a session; errors as `Device.open` and `Device.create_session`."""
         with self._lock, Device.open(self._path) as device:
@@ -79,10 +98,13 @@ class KernelCarrier:
         return _Delivery(Session(fd))
 
     def _probe(self) -> None:
+        with memfd.create("fdbox-probe", 1) as page:
+            self._try(page.fileno())
+
+    def _try(self, fd: int) -> None:
         shipment = self.ship(f"fdbox-probe-{secrets.token_hex(8)}")
         try:
-            with memfd.create("fdbox-probe", 1) as page:
-                shipment.session.preserve(page.fileno(), 1)
+            shipment.session.preserve(fd, 1)
         finally:
             shipment.discard()
 

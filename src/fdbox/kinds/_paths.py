@@ -1,0 +1,75 @@
+"""A file by its path, with what it takes to know that it is the same file.
+
+    path; device; inode; birth; type;      in a node of the kind's own; birth 0: the file system does not tell
+
+Another program may have put something else in its place before the next kernel's fdbox comes: it is looked for without
+opening anything or following a symbolic link, and opened only when it is known to be the one.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from fdbox.errors import KernelError
+from fdbox.linux import memfd, paths
+from fdbox.linux.paths import Identity
+
+if TYPE_CHECKING:
+    from fdbox.fdt.tree import Node
+    from fdbox.kinds.base import OpenFile
+    from fdbox.linux.fd import OwnedFd
+
+_CHANGED = "it was renamed, replaced or removed; put the file that is there now into the box"
+
+
+def leads_to(path: str, fd: int) -> bool:
+    """Return whether a path leads to the file of a descriptor, as seen from here."""
+    try:
+        with paths.find(path) as found:
+            return paths.identity(found.fileno()) == paths.identity(fd)
+    except KernelError:
+        return False
+
+
+def write(file: OpenFile, node: Node) -> None:
+    """Write down where a file is and what it is; CannotCarry if that path does not lead to it."""
+    if not leads_to(file.look.link, file.fd):
+        raise file.refuse(
+            f"{file.look.link} does not lead to it from here",
+            "it was renamed or removed, or is in another mount namespace than fdbox: put it into the box anew",
+        )
+    write_identity(node, file.look.link, paths.identity(file.fd))
+
+
+def write_identity(node: Node, path: str, found: Identity) -> None:
+    """Write down a path, and what is there."""
+    node.set_path("path", path)
+    node.set_u64("device", found.device)
+    node.set_u64("inode", found.inode)
+    node.set_u64("birth", found.born)
+    node.set_u32("type", found.type)
+
+
+def find(node: Node, flags: int = 0) -> OwnedFd:
+    """Return an O_PATH descriptor of the file that was written down.
+
+    Raises:
+        KernelError: it is not there any more, or something else is.
+    """
+    saved = Identity(node.u64("device"), node.u64("inode"), node.u64("birth"), node.u32("type"))
+    path = node.path("path")
+    found = paths.find(path, flags)
+    try:
+        if not saved.is_same(paths.identity(found.fileno())):
+            raise KernelError(f"{path} is another file than it was", remedy=_CHANGED)
+    except BaseException:
+        found.close()
+        raise
+    return found
+
+
+def open_again(node: Node, flags: int) -> OwnedFd:
+    """Return the file that was written down, opened with O_* that neither create nor truncate; errors as `find`."""
+    with find(node) as found:
+        return memfd.reopen(found.fileno(), flags & ~(os.O_CREAT | os.O_TRUNC | os.O_EXCL))
