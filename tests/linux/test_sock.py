@@ -81,14 +81,15 @@ def test_peeking_takes_nothing(pair: tuple[socket.socket, socket.socket]) -> Non
     one.send(b"f")
     for _ in range(2):
         offset = 3 if one.type != STREAM else 0
-        piece = sock.peek_at(two, offset, bytearray(100))
+        sock.set_peek_offset(two, offset)
+        piece = sock.peek(two, bytearray(100))
         assert (piece.size, len(piece.fds)) == (5 - offset, 2)
         assert not any(os.get_inheritable(fd.fileno()) for fd in piece.fds)
         close_all(piece.fds)
-    assert sock.peek_at(two, 5, bytearray(100)).size == 1
+    assert sock.peek(two, bytearray(100)).size == 1
     with pytest.raises(BlockingIOError):
-        sock.peek_at(two, 6, bytearray(100))
-    two.setsockopt(socket.SOL_SOCKET, sock.SO_PEEK_OFF, -1)
+        sock.peek(two, bytearray(100))
+    sock.set_peek_offset(two, -1)
     assert two.recv(3) == b"abc"
 
 
@@ -97,7 +98,7 @@ def test_a_message_larger_than_the_buffer_tells_its_size() -> None:
     with one, two:
         one.send(b"abcdef")
         buffer = bytearray(2)
-        assert sock.peek_at(two, 0, buffer).size == 6
+        assert sock.peek(two, buffer).size == 6
         assert buffer == b"ab"
 
 
@@ -106,7 +107,7 @@ def test_the_sending_process_that_comes_along_is_closed() -> None:
     with one, two:
         two.setsockopt(socket.SOL_SOCKET, 76, 1)  # SO_PASSPIDFD
         one.send(b"abc")
-        assert sock.peek_at(two, 0, bytearray(9)) == (3, [])
+        assert sock.peek(two, bytearray(9)) == (3, [])
 
 
 @pytest.mark.parametrize("before", [b"", b"a", b"abc", b"x" * 70_000])
@@ -119,11 +120,10 @@ def test_where_the_buffer_with_descriptors_begins(before: bytes) -> None:
         socket.send_fds(one, [b"xyz"], [0])
         one.send(b"more")
         two.recv(4)
-        piece = sock.peek_at(two, 0, bytearray(1 << 20))
+        piece = sock.peek(two, bytearray(1 << 20))
         close_all(piece.fds)
         assert piece.size == len(before) + 3
-        assert sock.before_last(two, 0, piece.size) == len(before)
-        two.setsockopt(socket.SOL_SOCKET, sock.SO_PEEK_OFF, -1)
+        assert sock.before_last(two, piece.size) == len(before)
         assert two.recv(piece.size, socket.MSG_WAITALL) == before + b"xyz"
 
 

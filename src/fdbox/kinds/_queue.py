@@ -70,7 +70,8 @@ def peeked(file: OpenFile) -> Iterator[list[Message]]:
             try:
                 _walk(file, lent, found)
             finally:
-                lent.setsockopt(socket.SOL_SOCKET, sock.SO_PEEK_OFF, before)
+                if lent.getsockopt(socket.SOL_SOCKET, sock.SO_PEEK_OFF) != before:
+                    sock.set_peek_offset(lent, before)
             whole = found if lent.type == socket.SOCK_STREAM else _with_hidden(lent, found)
         yield whole
     finally:
@@ -84,7 +85,8 @@ def _walk(file: OpenFile, lent: socket.socket, found: list[Message]) -> None:
         if _is_end(file, lent, offset):
             return
         try:
-            piece = sock.peek_at(lent, offset, buffer)
+            _go_to(lent, offset)
+            piece = sock.peek(lent, buffer)
         except BlockingIOError:
             return
         if piece.size > len(buffer):
@@ -98,6 +100,13 @@ def _walk(file: OpenFile, lent: socket.socket, found: list[Message]) -> None:
     raise file.refuse(
         "it is written to and read from all the time", "stop the programs that use it"
     )
+
+
+def _go_to(lent: socket.socket, offset: int) -> None:
+    """Set where to peek, if that is not where it is peeked at anyway: most queues are empty, or one look shows it all."""
+    at = lent.getsockopt(socket.SOL_SOCKET, sock.SO_PEEK_OFF)
+    if at != offset and (at, offset) != (-1, 0):
+        sock.set_peek_offset(lent, offset)
 
 
 def _is_end(file: OpenFile, lent: socket.socket, offset: int) -> bool:
@@ -124,7 +133,8 @@ def _is_end(file: OpenFile, lent: socket.socket, offset: int) -> bool:
 def _split(lent: socket.socket, offset: int, found: list[Message]) -> None:
     """Take the bytes that came before the descriptors off the last piece: who reads only those gets no descriptors."""
     whole = found.pop()
-    before = sock.before_last(lent, offset, len(whole.data))
+    _go_to(lent, offset)
+    before = sock.before_last(lent, len(whole.data))
     if before:
         found.append(Message(whole.data[:before]))
     found.append(Message(whole.data[before:], whole.fds))

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 _LONGEST_NAME = 108  # sun_path, include/uapi/linux/un.h
 _HOWS = {1: socket.SHUT_RD, 2: socket.SHUT_WR, 3: socket.SHUT_RDWR}
 _UNTIL_COMPLETE = 0o600
+#: nobody but root can set it
+_MARK = "trusted.fdbox"
 _FOREIGN = Carriage(
     None,
     "it is in another network namespace than fdbox",
@@ -270,7 +272,9 @@ def _bind_path(lent: socket.socket, child: Node, owner: int) -> None:
             _remove_left(directory.fileno(), name, child)
             _bind_to(lent, path)
         with _fresh(lent, directory.fileno(), name) as fresh:
-            _sockets.own(f"/proc/self/fd/{fresh.fileno()}", child)
+            with contextlib.suppress(OSError):  # it needs CAP_SYS_ADMIN, and a file system that can
+                os.setxattr(_path_of(fresh), _MARK, _mark(child))
+            _sockets.own(_path_of(fresh), child)
 
 
 def _folder(path: str, folder: str) -> OwnedFd:
@@ -300,11 +304,34 @@ def _remove_left(directory: int, name: str, child: Node) -> None:
     except FileNotFoundError:
         return
     with found:
-        known = paths.identity(found.fileno())
-    saved = Identity(child.u64("device"), child.u64("inode"), child.u64("birth"), child.u32("type"))
-    if not (stat.S_ISSOCK(known.type) and known.born and saved.born and saved.is_same(known)):
-        raise _taken(child.path("path"))
+        if not (_is_the_one(found, child) or _is_marked(found, child)):
+            raise _taken(child.path("path"))
     os.unlink(name, dir_fd=directory)
+
+
+def _is_the_one(found: OwnedFd, child: Node) -> bool:
+    """Return whether a file is provably the one that was saved: inodes are used again, and only the birth tells."""
+    known = paths.identity(found.fileno())
+    saved = Identity(child.u64("device"), child.u64("inode"), child.u64("birth"), child.u32("type"))
+    if not (stat.S_ISSOCK(known.type) and known.born and saved.born):
+        return False
+    return saved.is_same(known)
+
+
+def _is_marked(found: OwnedFd, child: Node) -> bool:
+    """Return whether a file was made for this very socket, by a process of fdbox that has died while it arrived."""
+    try:
+        return os.getxattr(_path_of(found), _MARK) == _mark(child)
+    except OSError:
+        return False
+
+
+def _mark(child: Node) -> bytes:
+    return f"{child.u64('inode')} {child.u64('birth')}".encode()
+
+
+def _path_of(fd: OwnedFd) -> str:
+    return f"/proc/self/fd/{fd.fileno()}"
 
 
 def _fresh(lent: socket.socket, directory: int, name: str) -> OwnedFd:

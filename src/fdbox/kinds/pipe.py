@@ -42,7 +42,7 @@ class _Group:
 
 
 @dataclass(slots=True)
-class _Ends:
+class Ends:
     """A pipe on its way: a descriptor to open it by, all that are to be closed, and those that nobody has been given."""
 
     any: OwnedFd
@@ -90,7 +90,7 @@ class Pipe(Carried):
 
     def load(self, component: Node, arrivals: Arrivals) -> Iterator[Loaded]:
         """Yield every end; see `CarriedKind`."""
-        pipes: dict[int, _Ends | FdboxError] = {}
+        pipes: dict[int, Ends | FdboxError] = {}
         try:
             for node in numbered(component, "file"):
                 number = node.u32("pipe")
@@ -99,9 +99,9 @@ class Pipe(Carried):
                 ends = pipes[number]
                 yield ends if isinstance(ends, FdboxError) else _open(node, ends)
         finally:
-            close_all(fd for one in pipes.values() if isinstance(one, _Ends) for fd in one.all)
+            close_all(fd for one in pipes.values() if isinstance(one, Ends) for fd in one.all)
 
-    def _pipe(self, node: Node) -> _Ends | FdboxError:
+    def _pipe(self, node: Node) -> Ends | FdboxError:
         try:
             ends = self.make(node)
             _fill(node, ends)
@@ -117,10 +117,10 @@ class Pipe(Carried):
         if in_packets:
             node.set_u32s("packets", [len(piece) for piece in pieces])
 
-    def make(self, node: Node) -> _Ends:
+    def make(self, node: Node) -> Ends:
         """Return an empty pipe; FdboxError."""
         reading, writing = pipe.create()
-        return _Ends(reading, [reading, writing], {os.O_RDONLY: reading, os.O_WRONLY: writing})
+        return Ends(reading, [reading, writing], {os.O_RDONLY: reading, os.O_WRONLY: writing})
 
 
 def _by_pipe(files: Sequence[OpenFile]) -> list[_Group]:
@@ -182,7 +182,7 @@ def _tee(source: int, file: OpenFile) -> OwnedFd:
 # --- arriving --------------------------------------------------------------------------------------------------------
 
 
-def _fill(node: Node, ends: _Ends) -> None:
+def _fill(node: Node, ends: Ends) -> None:
     """Give the pipe its capacity, and what was queued in it; it is closed on errors."""
     try:
         with memfd.reopen(ends.any.fileno(), os.O_RDWR | os.O_NONBLOCK) as both:
@@ -214,7 +214,7 @@ def _written(fd: int, piece: bytes) -> int:
         return 0
 
 
-def _open(node: Node, ends: _Ends) -> Loaded:
+def _open(node: Node, ends: Ends) -> Loaded:
     """Return one open file description of a pipe.
 
     The first of each end is the one that pipe(2) made; others are opened anew. (F_GETFL tells them apart: only open(2)

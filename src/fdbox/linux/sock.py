@@ -26,6 +26,7 @@ _SO_ATTACH_FILTER = 26
 _SO_COOKIE = 57
 _SO_NETNS_COOKIE = 71  # Linux 5.14
 _SCM_PIDFD = 4
+_TRIES = 8
 _INT = struct.Struct("=i")
 _IOVEC = struct.Struct("@PN")  # struct iovec { void *base; size_t len; }
 # struct msghdr { void *name; socklen_t namelen; struct iovec *iov; size_t iovlen; void *control; size_t controllen; int flags; }
@@ -153,18 +154,31 @@ class Peeked(NamedTuple):
     fds: list[OwnedFd]
 
 
-def peek_at(lent: socket.socket, offset: int, buffer: bytearray) -> Peeked:
-    """Put what begins `offset` bytes into the queue of a Unix socket into `buffer`, and take nothing; return what it is.
+def set_peek_offset(lent: socket.socket, offset: int) -> None:
+    """Set where in its queue a Unix socket is peeked at (SO_PEEK_OFF), in bytes; -1: at its beginning, each time.
+
+    Somebody who reads just then sets it back to what it was, less what he has read (sk_peek_offset_bwd in net/core/sock.c has
+    no lock), so it is looked at and set again.
+
+    OSError.
+    """
+    for _ in range(_TRIES):
+        lent.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, offset)
+        if lent.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF) == offset:
+            break
+
+
+def peek(lent: socket.socket, buffer: bytearray) -> Peeked:
+    """Put what is at the offset of peeking in the queue of a Unix socket into `buffer`, and take nothing; return what it is.
 
     A message larger than the buffer has its real size, and only its beginning is in the buffer. A stream gives what there
-    is until the end of what descriptors came with. SO_PEEK_OFF is left at `offset` or behind.
+    is until the end of what descriptors came with. An offset (`set_peek_offset`) moves on by what was peeked at.
 
     The kernel skips an empty message that was peeked at before, by anybody.
 
     Raises:
         OSError: BlockingIOError if there is no more; EMFILE if not all descriptors could be duplicated.
     """
-    lent.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, offset)
     size, control, flags, _ = lent.recvmsg_into([buffer], _CONTROL, _PEEK)
     fds = [OwnedFd(number) for number in _numbers(control)]
     if flags & socket.MSG_CTRUNC:
@@ -173,8 +187,8 @@ def peek_at(lent: socket.socket, offset: int, buffer: bytearray) -> Peeked:
     return Peeked(size, fds)
 
 
-def before_last(lent: socket.socket, offset: int, size: int) -> int:
-    """Return how many of the `size` bytes at an offset of a stream were sent before the buffer that the last one is in.
+def before_last(lent: socket.socket, size: int) -> int:
+    """Return how many of the `size` bytes at the offset of peeking in a stream were sent before the buffer that the last one is in.
 
     A reader gets descriptors with the first byte of the buffer they were sent with, but peeking shows them earlier
     (net/unix/af_unix.c: unix_stream_read_generic goes on to the next buffer although nothing more is wanted). What it does
@@ -187,7 +201,6 @@ def before_last(lent: socket.socket, offset: int, size: int) -> int:
         _IOVEC.pack(ctypes.addressof(room), size - 1) + _IOVEC.pack(0, 1)
     )
     header = ctypes.create_string_buffer(_MSGHDR.pack(0, 0, ctypes.addressof(vectors), 2, 0, 0, 0))
-    lent.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, offset)
     copied = int(libc.recvmsg(lent.fileno(), header, int(_PEEK)))
     if copied >= 0:
         return copied
