@@ -114,7 +114,10 @@ def test_every_carried_kind_has_a_binding(name: str) -> None:
 
 def test_the_docs_say_of_every_kind_what_the_registry_says() -> None:
     made = subprocess.run(
-        [sys.executable, ROOT / "scripts/kinds", "--print"], capture_output=True, text=True, check=True
+        [sys.executable, ROOT / "scripts/kinds", "--print"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert made.stdout == (ROOT / "docs/kinds.md").read_text(), "run scripts/kinds"
     assert {name for name in rows("kinds.md") if re.fullmatch("[a-z-]+", name)} >= {

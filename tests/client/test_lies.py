@@ -113,7 +113,7 @@ def attached(*entries: tuple[str, int]) -> bytes:
         ),
     ],
 )
-def test_a_lie_is_an_error_and_leaves_no_descriptor(  # noqa: PLR0917 - parametrised
+def test_a_lie_is_an_error_and_leaves_no_descriptor(
     liar: Liar,
     socket_path: Path,
     answer: bytes,

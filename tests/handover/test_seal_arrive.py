@@ -353,11 +353,7 @@ def test_a_box_that_cannot_be_asked_for_now_is_not_lost(world: World) -> None:
     (index,) = carrier.received
     session = dup(index.fileno())
     past = arrive.Past({manifest.INDEX_SESSION: session})
-    came = [
-        s
-        for s in arrive.arrive(carrier, world.kernel, past)
-        if isinstance(s, arrive.BoxCame)
-    ]
+    came = [s for s in arrive.arrive(carrier, world.kernel, past) if isinstance(s, arrive.BoxCame)]
     assert [list(step.entries) for step in came] == [["m"]]
     close_all(entry.fd for step in came for entry in step.entries.values())
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-from tests.fakes.carrier import FakeCarrier, FakeKernel
 
 from fdbox.errors import FdboxError
 from fdbox.fdt import blob
@@ -15,15 +12,16 @@ from fdbox.kinds import registry
 from fdbox.kinds.base import Arrivals, Made, look
 from fdbox.linux.fd import OwnedFd, close_all
 from fdbox.model import BoxKey, Description
+from tests.fakes.carrier import FakeCarrier, FakeKernel
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from tests.kinds.samples import Entries, Sample
-
     from fdbox.fdt.tree import Node
     from fdbox.handover.seal import SealedBox
+    from tests.kinds.samples import Entries, Sample
 
 BOX = BoxKey(0, "conformance")
 

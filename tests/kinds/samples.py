@@ -8,12 +8,14 @@ the descriptors and the folder.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fdbox.linux.fd import OwnedFd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
 
 #: Entries by name. What is not returned (the other end of a pipe) is closed.
 Entries = dict[str, OwnedFd]

@@ -7,15 +7,15 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.kinds import conformance
-from tests.kinds.conformance import World, kinds_of, load_raw, mutants
-from tests.kinds.samples import Sample, every_sample
 
 from fdbox.errors import LateWrite
 from fdbox.handover.arrive import Loss
 from fdbox.kinds import registry
 from fdbox.kinds.base import Place, look
 from fdbox.kinds.handed import KINDS as HANDED
+from tests.kinds import conformance
+from tests.kinds.conformance import World, kinds_of, load_raw, mutants
+from tests.kinds.samples import Sample, every_sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,9 +5,8 @@ import os
 import select
 from typing import TYPE_CHECKING, Any
 
-from tests.kinds.samples import Entries, Sample
-
 from fdbox.linux.fd import OwnedFd
+from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.fakes.carrier import FakeCarrier
-from tests.kinds.conformance import World, kinds_of
-from tests.kinds.samples import Sample
 
 from fdbox.errors import CannotCarry
 from fdbox.kinds import registry
@@ -17,6 +14,9 @@ from fdbox.kinds.base import Look, look
 from fdbox.kinds.handed import KINDS
 from fdbox.linux.fd import OwnedFd, open_path
 from fdbox.model import Carriage
+from tests.fakes.carrier import FakeCarrier
+from tests.kinds.conformance import World, kinds_of
+from tests.kinds.samples import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,9 +7,6 @@ import select
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.fakes.carrier import FakeKernel
-from tests.kinds.conformance import BOX, World, described
-from tests.kinds.samples import Entries, Sample
 
 from fdbox.errors import FdtError
 from fdbox.fdt.tree import Node
@@ -18,6 +15,9 @@ from fdbox.kinds import registry
 from fdbox.kinds.base import Arrivals
 from fdbox.linux import kcmp, memfd, pipe
 from fdbox.linux.fd import OwnedFd, close_all
+from tests.fakes.carrier import FakeKernel
+from tests.kinds.conformance import BOX, World, described
+from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -185,5 +185,5 @@ def component(**wrong: object) -> Node:
     ],
 )
 def test_a_queue_that_no_pipe_has_is_refused(wrong: dict[str, object]) -> None:
-    (loaded,) = KIND.load(component(**wrong), Arrivals(FakeKernel(), lambda token: OwnedFd(token)))
+    (loaded,) = KIND.load(component(**wrong), Arrivals(FakeKernel(), OwnedFd))
     assert isinstance(loaded, FdtError)

@@ -7,8 +7,6 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.fakes.carrier import FakeCarrier, FakeKernel
-from tests.kinds.conformance import BOX, described, kinds_of
 
 from fdbox.errors import CannotCarry
 from fdbox.handover import seal
@@ -16,6 +14,8 @@ from fdbox.kinds import registry
 from fdbox.kinds.base import look
 from fdbox.kinds.refused import KINDS
 from fdbox.linux.fd import OwnedFd, close_all
+from tests.fakes.carrier import FakeCarrier, FakeKernel
+from tests.kinds.conformance import BOX, described, kinds_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -173,7 +173,7 @@ def test_a_connection_is_refused(world: World) -> None:
         entries = {"connection": OwnedFd(os.dup(client.fileno()))}
         world.made.append(entries)
         assert kinds_of(client.fileno()) == ["tcp-connection"]
-        with pytest.raises(CannotCarry, match="'connection' .*does not repair"):
+        with pytest.raises(CannotCarry, match=r"'connection' .*does not repair"):
             world.seal(entries)
 
 

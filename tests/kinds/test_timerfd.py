@@ -7,10 +7,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.kinds.conformance import World
-from tests.kinds.samples import Entries, Sample
 
 from fdbox.linux import timerfd
+from tests.kinds.conformance import World
+from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -286,7 +286,7 @@ def test_no_name_is_made_on_another_file_system(folder: Path, way: Way, tmp_path
         (USER, USER + 1, 0, 0o1777, "does not own it"),
     ],
 )
-def test_a_box_gives_nobody_names_that_he_could_not_make(  # noqa: PLR0917
+def test_a_box_gives_nobody_names_that_he_could_not_make(
     folder: Path, way: Way, owner: int, of_file: int, of_directory: int, mode: int, because: str
 ) -> None:
     os.chown(folder, of_directory, of_directory)

@@ -118,7 +118,7 @@ class Machine:
                 self._qemu(kernel, image, command_line, share, disk, console)
             return _collect(share, console, expected)
 
-    def _qemu(  # noqa: PLR0913 - all that QEMU is given
+    def _qemu(
         self, kernel: Path, image: Path, line: str, share: Path, disk: Path, console: Path
     ) -> None:
         shared = "security_model=none,multidevs=remap"

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What did not arrive: an entry, or something of one that did; `entry` is empty for a whole box, and `box` None for what
-    was not even named.
+    """What did not arrive: an entry, or something of one that did.
+
+    `entry` is empty for a whole box, and `box` None for what was not even named.
     """
 
     box: BoxKey | None

@@ -60,12 +60,9 @@ def find(node: Node, flags: int = 0) -> OwnedFd:
     saved = Identity(node.u64("device"), node.u64("inode"), node.u64("birth"), node.u32("type"))
     path = node.path("path")
     found = paths.find(path, flags)
-    try:
-        if not saved.is_same(paths.identity(found.fileno())):
-            raise KernelError(f"{path} is another file than it was", remedy=_CHANGED)
-    except BaseException:
+    if not saved.is_same(paths.identity(found.fileno())):
         found.close()
-        raise
+        raise KernelError(f"{path} is another file than it was", remedy=_CHANGED)
     return found
 
 

@@ -15,7 +15,6 @@ import bisect
 import fcntl
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
@@ -33,6 +32,8 @@ from fdbox.linux.fd import OwnedFd, close_all
 from fdbox.model import Carriage, Description
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
     from fdbox.linux.sock import Family
     from fdbox.ports import Carrier, Kernel
 
@@ -349,10 +350,10 @@ class Carried(abc.ABC):
         """Return nothing: it stands alone."""
         return ()
 
-    def freeze(self, file: OpenFile) -> None:
+    def freeze(self, file: OpenFile) -> None:  # noqa: B027 - no kind has to
         """Do nothing: what cannot be stopped, `verify` notices."""
 
-    def thaw(self, file: OpenFile) -> None:
+    def thaw(self, file: OpenFile) -> None:  # noqa: B027 - no kind has to
         """Do nothing: nothing was stopped."""
 
 

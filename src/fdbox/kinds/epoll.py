@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from fdbox.errors import FdtError, KernelError
 from fdbox.kinds.base import Kind, Made, Ordinary, Place, anonymous, numbered
 from fdbox.linux import epoll, kcmp
-from fdbox.linux.epoll import Item
 from fdbox.linux.fd import OwnedFd
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     from fdbox.fdt.tree import Node
     from fdbox.kinds.base import Arrivals, Company, Freight, Look, OpenFile
+    from fdbox.linux.epoll import Item
 
 _MAX_NUMBER = (1 << 31) - 1
 _OUTCOME = struct.Struct("=ii")  # errno (0: all were added), the item

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from fdbox.errors import FdtError
 from fdbox.kinds import _paths
-from fdbox.kinds.base import Kind
 from fdbox.kinds.pipe import Ends, Pipe
 from fdbox.model import Description
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Look, OpenFile
+    from fdbox.kinds.base import Kind, Look, OpenFile
 
 
 class Fifo(Pipe):

@@ -70,7 +70,7 @@ def _groups_4() -> Iterator[tuple[str, bytes]]:
 
 
 def _groups_6() -> Iterator[tuple[str, bytes]]:
-    # "1    lo              ff020000000000000000000000000001     1 0000000C 0" (net/ipv6/mcast.c)
+    # as in "1    lo              ff020000000000000000000000000001     1 0000000C 0" (net/ipv6/mcast.c)
     path = Path("/proc/net/igmp6")
     for line in path.read_text().splitlines() if path.exists() else ():
         _, interface, group = line.split()[:3]

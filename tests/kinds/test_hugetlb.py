@@ -1,0 +1,115 @@
+"""Memory of huge pages. The machine has some only if somebody gives it some: these tests do, and take them back."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import mmap
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fdbox.errors import NoRoom
+from fdbox.linux import memfd
+from tests.kinds.conformance import World
+from tests.kinds.memories import see_all
+from tests.kinds.samples import Entries, Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from fdbox.linux.fd import OwnedFd
+
+POOL = Path("/proc/sys/vm/nr_hugepages")
+WANTED = 24
+PAGE = 2 << 20
+
+
+@functools.cache
+def give_pages() -> None:
+    """See that there are huge pages, until this process ends."""
+    before = int(POOL.read_text())
+    if before < WANTED:
+        POOL.write_text(str(WANTED))
+        atexit.register(POOL.write_text, str(before))
+
+
+def written(fd: OwnedFd, start: int, content: bytes) -> None:
+    with mmap.mmap(fd.fileno(), os.fstat(fd.fileno()).st_size) as mapped:
+        mapped[start : start + len(content)] = content
+
+
+def full(folder: Path) -> Entries:
+    give_pages()
+    fd = memfd.create("huge", 2 * PAGE, huge_page=PAGE)
+    written(fd, 0, b"first page")
+    written(fd, PAGE + 5, b"second page")
+    os.fchmod(fd.fileno(), 0o640)
+    return {"memory": fd}
+
+
+def sparse(folder: Path) -> Entries:
+    give_pages()
+    fd = memfd.create("huge", 4 * PAGE, huge_page=PAGE)
+    written(fd, 3 * PAGE, b"the last page")
+    memfd.add_seals(fd.fileno(), memfd.Seals.SHRINK)
+    reader = memfd.reopen(fd.fileno(), os.O_RDONLY)
+    os.lseek(reader.fileno(), PAGE, os.SEEK_SET)
+    return {"memory": fd, "reader": reader}
+
+
+def observe(fds: Mapping[str, int], folder: Path) -> Any:  # noqa: ANN401 - JSON
+    return [see_all(fds), os.fstat(fds["memory"]).st_blksize, os.fstat(fds["memory"]).st_blocks]
+
+
+def disturb(fds: Mapping[str, int]) -> None:
+    with mmap.mmap(fds["memory"], PAGE) as mapped:
+        mapped[100] = 7
+
+
+def sample(name: str, make: Callable[[Path], Entries], *entries: str) -> Sample:
+    return Sample(
+        f"hugetlb {name}",
+        dict.fromkeys(entries, "hugetlb-memfd"),
+        make,
+        observe,
+        disturb,
+        root=True,
+    )
+
+
+SAMPLES = [
+    sample("memory", full, "memory"),
+    sample("memory, sparse and opened twice", sparse, "memory", "reader"),
+]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.root
+def test_without_huge_pages_it_has_ordinary_ones_and_that_is_told(world: World) -> None:
+    world.jump(SAMPLES[0], world.make(SAMPLES[0]))
+    before = POOL.read_text()
+    POOL.write_text("0")
+    try:
+        entries, (loss,) = world.arrive()
+    finally:
+        POOL.write_text(before)
+    assert "its huge pages" in loss.reason
+    assert "vm.nr_hugepages" in loss.reason
+    assert os.pread(entries["memory"].fileno(), 11, PAGE + 5) == b"second page"
+
+
+@pytest.mark.root
+def test_its_copy_needs_room(world: World) -> None:
+    entries = world.make(SAMPLES[0])
+    world.kernel.free = 0
+    with pytest.raises(NoRoom, match="'memory'"):
+        world.seal(entries)
