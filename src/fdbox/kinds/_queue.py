@@ -103,9 +103,9 @@ def _walk(file: OpenFile, lent: socket.socket, found: list[Message]) -> None:
 
 
 def _go_to(lent: socket.socket, offset: int) -> None:
-    """Set where to peek, if that is not where it is peeked at anyway: most queues are empty, or one look shows it all."""
+    """Set where to peek; the beginning of a stream is where it is peeked at anyway, and mostly that shows all there is."""
     at = lent.getsockopt(socket.SOL_SOCKET, sock.SO_PEEK_OFF)
-    if at != offset and (at, offset) != (-1, 0):
+    if at != offset and not (lent.type == socket.SOCK_STREAM and (at, offset) == (-1, 0)):
         sock.set_peek_offset(lent, offset)
 
 
@@ -119,7 +119,7 @@ def _is_end(file: OpenFile, lent: socket.socket, offset: int) -> bool:
     if lent.type == socket.SOCK_STREAM:
         return not more
     poller = select.poll()
-    poller.register(lent, select.POLLRDHUP)
+    poller.register(lent, select.POLLIN | select.POLLRDHUP)
     happened = sum(events for _, events in poller.poll(0))
     if happened & select.POLLERR and more:
         raise file.refuse(
@@ -127,7 +127,7 @@ def _is_end(file: OpenFile, lent: socket.socket, offset: int) -> bool:
             "read from it once",
         )
     ended = lent.type == socket.SOCK_SEQPACKET and happened & select.POLLRDHUP
-    return not more and bool(happened & select.POLLERR or ended)
+    return not happened or (not more and bool(happened & select.POLLERR or ended))
 
 
 def _split(lent: socket.socket, offset: int, found: list[Message]) -> None:
@@ -154,12 +154,7 @@ def _with_hidden(lent: socket.socket, found: list[Message]) -> list[Message]:
     key = sock.cookie(lent)
     sums = [_checksum(message.data) for message in found]
     before = _remembered.pop(key, [])
-    for start in range(len(before) + 1):
-        shown = [one for one in before[start:] if one]
-        if sums[: len(shown)] == shown:
-            break
-    else:
-        start, shown = len(before), []
+    start = next(at for at in range(len(before) + 1) if _begins(sums, before[at:]))
     rest = iter(found)
     whole = [next(rest) if one else Message(b"") for one in before[start:]]
     whole += rest
@@ -168,6 +163,12 @@ def _with_hidden(lent: socket.socket, found: list[Message]) -> list[Message]:
         while len(_remembered) > _MANY:
             del _remembered[next(iter(_remembered))]
     return whole
+
+
+def _begins(sums: Sequence[bytes], before: Sequence[bytes]) -> bool:
+    """Return whether what is shown begins with what was there before, but for its empty messages."""
+    shown = [one for one in before if one]
+    return list(sums[: len(shown)]) == shown
 
 
 def _checksum(data: bytes) -> bytes:

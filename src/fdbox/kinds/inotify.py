@@ -3,7 +3,7 @@
     / { compatible = "fdbox,inotify-v1";
         file@0 {
             flags;
-            watch@0 { number; mask; path; device; inode; birth; type; };      number: the watch descriptor
+            watch@0 { number; events; path; device; inode; birth; type; };      number: the watch descriptor
         };
     };
 
@@ -51,7 +51,7 @@ class Inotify(Ordinary):
         for index, watch in enumerate(inotify.watches(file.fd)):
             child = node.add(f"watch@{index}")
             child.set_u32("number", watch.number)
-            child.set_u32("mask", watch.mask & _MASK)
+            child.set_u32("events", watch.mask & _MASK)
             _write_path(file, watch, child)
         if waiting := inotify.queued(file.fd):
             node.set_texts("lost", [f"events that were not read ({waiting} bytes)"])
@@ -93,7 +93,7 @@ def found_is(fd: int, watch: Watch) -> bool:
 
 def _watch_again(made: int, node: Node) -> Iterator[str]:
     for child in numbered(node, "watch"):
-        number, mask = child.u32("number"), child.u32("mask") & _MASK
+        number, mask = child.u32("number"), child.u32("events") & _MASK
         if not 0 < number <= inotify.MAX_WATCH:
             raise FdtError(f"{child.name} has a number that no watch has")
         try:
