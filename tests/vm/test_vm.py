@@ -25,6 +25,21 @@ def test_real_input_crosses_a_real_kexec() -> None:
     assert outcome.good, str(outcome)
 
 
+def test_every_kind_crosses_a_real_kexec() -> None:
+    machine = Machine(deadline=1200, append="hugepages=24")
+    outcome = machine.cross(SCRIPTS / "kinds_before.py", SCRIPTS / "kinds_after.py")
+    print(outcome)
+    assert outcome.good, str(outcome)
+
+
+def test_an_asyncio_program_goes_on() -> None:
+    outcome = Machine(deadline=600).cross(
+        SCRIPTS / "asyncio_before.py", SCRIPTS / "asyncio_after.py"
+    )
+    print(outcome)
+    assert outcome.good, str(outcome)
+
+
 def test_a_service_killed_again_and_again_while_boxes_arrive_loses_nothing() -> None:
     machine = Machine(
         deadline=900,
