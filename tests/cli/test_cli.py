@@ -91,7 +91,7 @@ def test_entries(fdbox: Run, tmp_path: Path) -> None:
     assert [(one["name"], one["kind"], one["carrier"]) for one in listed] == [
         ("log", "regular-file", None),
         ("dir", "directory", None),
-        ("fifo", "pipe", None),
+        ("fifo", "fifo", None),
     ]
     table = fdbox("ls", "web").out
     assert "regular-file" in table
@@ -102,6 +102,17 @@ def test_entries(fdbox: Run, tmp_path: Path) -> None:
     assert fdbox("rm", "web", "log", "none").status == 16
     assert fdbox("rm", "web", "log", "dir").status == 0
     assert len(fdbox("ls", "web", "--json").json) == 1
+
+
+def test_every_kind_is_listed(fdbox: Run) -> None:
+    rows = {row["name"]: row for row in fdbox("ls", "--kinds", "--json").json}
+    assert rows["memfd"]["keeps"]
+    assert not rows["pidfd"]["keeps"]
+    assert "no process outlives its kernel" in rows["pidfd"]["loses"]
+    shown = fdbox("ls", "--kinds").out
+    assert all(f"{name}: {row['about']}" in shown for name, row in rows.items())
+    assert fdbox("ls", "--kinds", "web").status == 2
+    assert fdbox("ls").status == 2
 
 
 def test_put_of_what_cannot_be(fdbox: Run, tmp_path: Path) -> None:
