@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import struct
@@ -10,9 +9,8 @@ import pytest
 
 from fdbox.errors import CannotCarry
 from fdbox.linux import inotify
-from fdbox.linux.fd import OwnedFd
 from fdbox.linux.syscalls import libc
-from tests.kinds.conformance import World, kinds_of
+from tests.kinds.conformance import World
 from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
@@ -98,15 +96,3 @@ def test_a_watch_of_what_has_no_path_is_refused(world: World) -> None:
         (world.folder / "own" / "file").unlink()
         with pytest.raises(CannotCarry, match=r"'inotify'.*its watch 3 is of"):
             world.seal(entries)
-
-
-@pytest.mark.root
-def test_fanotify_is_refused(world: World) -> None:
-    number = libc.fanotify_init(ctypes.c_uint(0), ctypes.c_uint(os.O_RDONLY))
-    if number < 0:
-        pytest.skip("this kernel has no fanotify")
-    entries = {"marks": OwnedFd(number)}
-    world.made.append(entries)
-    assert kinds_of(number) == ["fanotify"]
-    with pytest.raises(CannotCarry, match=r"'marks' .*fanotify"):
-        world.seal(entries)

@@ -12,13 +12,14 @@ import os
 from typing import TYPE_CHECKING
 
 from fdbox.errors import KernelError
-from fdbox.linux import memfd, paths
+from fdbox.linux import fdinfo, handles, memfd, paths
 from fdbox.linux.paths import Identity
 
 if TYPE_CHECKING:
     from fdbox.fdt.tree import Node
     from fdbox.kinds.base import OpenFile
     from fdbox.linux.fd import OwnedFd
+    from fdbox.linux.handles import Handle
 
 _CHANGED = "it was renamed, replaced or removed; put the file that is there now into the box"
 
@@ -40,6 +41,26 @@ def write(file: OpenFile, node: Node) -> None:
             "it was renamed or removed, or is in another mount namespace than fdbox: put it into the box anew",
         )
     write_identity(node, file.look.link, paths.identity(file.fd))
+
+
+def write_by_handle(file: OpenFile, handle: Handle, node: Node, what: str) -> None:
+    """Write down where a file is of which the kernel tells the handle; CannotCarry if it is nowhere. `what` is for that."""
+    try:
+        with handles.open_handle(handle) as found:
+            path = fdinfo.link_of(found.fileno())
+            identity = paths.identity(found.fileno())
+            if leads_to(path, found.fileno()) and identity.inode == handle.inode:
+                write_identity(node, path, identity)
+                return
+    except KernelError as error:
+        raise file.refuse(
+            f"what {what} is of (inode {handle.inode}) is not found: {error.message}",
+            f"remove that; {error.remedy}",
+        ) from error
+    raise file.refuse(
+        f"no path leads to what {what} is of (inode {handle.inode})",
+        "remove that: the file was removed, or is in another mount namespace",
+    )
 
 
 def write_identity(node: Node, path: str, found: Identity) -> None:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from fdbox.errors import FdtError, KernelError
 from fdbox.kinds import _paths
-from fdbox.kinds.base import Kind, Made, Ordinary, Uncarried, anonymous, numbered
-from fdbox.linux import fdinfo, inotify, paths
+from fdbox.kinds.base import Kind, Made, Ordinary, anonymous, numbered
+from fdbox.linux import inotify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from fdbox.fdt.tree import Node
     from fdbox.kinds.base import Arrivals, Freight, Look, OpenFile
     from fdbox.linux.fd import OwnedFd
-    from fdbox.linux.inotify import Watch
 
 #: what inotify_add_watch(2) takes; the kernel's own bits are left out
 _MASK = 0x00000FFF | 0x01000000 | 0x02000000 | 0x04000000 | 0x80000000
@@ -52,7 +51,7 @@ class Inotify(Ordinary):
             child = node.add(f"watch@{index}")
             child.set_u32("number", watch.number)
             child.set_u32("events", watch.mask & _MASK)
-            _write_path(file, watch, child)
+            _paths.write_by_handle(file, watch.file, child, f"its watch {watch.number}")
         if waiting := inotify.queued(file.fd):
             node.set_texts("lost", [f"events that were not read ({waiting} bytes)"])
 
@@ -67,30 +66,6 @@ class Inotify(Ordinary):
         return Made(made, lost)
 
 
-def _write_path(file: OpenFile, watch: Watch, child: Node) -> None:
-    """Write down where a watched file is; CannotCarry if it is nowhere."""
-    try:
-        with inotify.open_handle(watch.device, watch.handle_type, watch.handle) as found:
-            path = fdinfo.link_of(found.fileno())
-            if _paths.leads_to(path, found.fileno()) and found_is(found.fileno(), watch):
-                _paths.write_identity(child, path, paths.identity(found.fileno()))
-                return
-    except KernelError as error:
-        raise file.refuse(
-            f"what its watch {watch.number} is of (inode {watch.inode}) is not found: {error.message}",
-            f"remove the watch; {error.remedy}",
-        ) from error
-    raise file.refuse(
-        f"no path leads to what its watch {watch.number} is of (inode {watch.inode})",
-        "remove the watch: the file was removed, or is in another mount namespace",
-    )
-
-
-def found_is(fd: int, watch: Watch) -> bool:
-    """Return whether a descriptor is of the inode that is watched."""
-    return os.fstat(fd).st_ino == watch.inode
-
-
 def _watch_again(made: int, node: Node) -> Iterator[str]:
     for child in numbered(node, "watch"):
         number, mask = child.u32("number"), child.u32("events") & _MASK
@@ -103,13 +78,4 @@ def _watch_again(made: int, node: Node) -> Iterator[str]:
             yield f"its watch {number} of {child.path('path')}: {error.message}"
 
 
-KINDS: tuple[Kind, ...] = (
-    Inotify(),
-    Uncarried(
-        "fanotify",
-        "a group of fanotify marks",
-        anonymous("fanotify"),
-        "programs may be waiting for its answers, and events hold files open: neither can be read without taking them",
-        "let the program mark its files again in the next kernel",
-    ),
-)
+KINDS: tuple[Kind, ...] = (Inotify(),)

@@ -1,4 +1,4 @@
-"""Watches of files and directories (inotify(7)), and files by their handles (open_by_handle_at(2))."""
+"""Watches of files and directories (inotify(7))."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import fcntl
 import os
 import struct
 import termios
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fdbox.errors import KernelError
-from fdbox.linux import fdinfo
-from fdbox.linux.fd import OwnedFd, open_path
+from fdbox.linux import fdinfo, handles
+from fdbox.linux.fd import OwnedFd
 from fdbox.linux.syscalls import last_error, libc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from fdbox.linux.handles import Handle
 
 _INT = struct.Struct("=i")
 _SET_NEXT_WD = (
@@ -29,21 +28,17 @@ _HANDLE = struct.Struct(
 )  # struct file_handle { unsigned int handle_bytes; int handle_type; ... }
 MAX_WATCH = (1 << 31) - 1
 _REMEDIES = {
-    errno.EPERM: "finding a watched file by its handle needs CAP_DAC_READ_SEARCH",
     errno.ENOSPC: "raise fs.inotify.max_user_watches",
     errno.EMFILE: "raise fs.inotify.max_user_instances",
 }
 
 
 class Watch(NamedTuple):
-    """One watch: its number, IN_* mask, the inode, and the file's handle (b"" where its file system has none)."""
+    """One watch: its number, IN_* mask, and the file."""
 
     number: int
     mask: int
-    device: int
-    inode: int
-    handle_type: int
-    handle: bytes
+    file: Handle
 
 
 def _failed(what: str) -> KernelError:
@@ -69,15 +64,7 @@ def watches(fd: int) -> list[Watch]:
 def _parsed(line: str) -> Watch:
     # as in "wd:1 ino:2a sdev:800001 mask:2 ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:..." (fs/notify/fdinfo.c)
     told = dict(word.split(":", 1) for word in line.split())
-    device = int(told["sdev"], 16)  # the kernel's own dev_t: 12 bits of major, 20 of minor
-    return Watch(
-        int(told["wd"]),
-        int(told["mask"], 16),
-        os.makedev(device >> 20, device & 0xFFFFF),
-        int(told["ino"], 16),
-        int(told.get("fhandle-type", "0"), 16),
-        bytes.fromhex(told.get("f_handle", "")),
-    )
+    return Watch(int(told["wd"]), int(told["mask"], 16), handles.parse(told))
 
 
 def queued(fd: int) -> int:
@@ -102,31 +89,3 @@ def add(fd: int, path: str, mask: int, number: int) -> None:
         raise _failed(f"cannot watch {path}")
     if found != number:
         raise KernelError(f"the watch of {path} has the number {found}, not {number}")
-
-
-def open_handle(device: int, handle_type: int, handle: bytes) -> OwnedFd:
-    """Return an O_PATH descriptor of a file by its handle, on whatever mount of its file system is seen from here.
-
-    KernelError: EPERM without CAP_DAC_READ_SEARCH; ESTALE, it is gone; ENOENT, no mount of it is seen.
-    """
-    raw = _HANDLE.pack(len(handle), handle_type) + handle
-    failure = KernelError("no mount of its file system is seen from here", errno=errno.ENOENT)
-    for point in _mounts_of(device):
-        try:
-            mount = open_path(point, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
-        except OSError:
-            continue
-        with mount:
-            found = int(libc.open_by_handle_at(mount.fileno(), raw, os.O_PATH | os.O_CLOEXEC))
-            if found >= 0:
-                return OwnedFd(found)
-            failure = _failed("cannot open a watched file by its handle")
-    raise failure
-
-
-def _mounts_of(device: int) -> Iterator[str]:
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        words = line.split()
-        if words[2] == wanted:
-            yield words[4].encode("latin-1", "surrogateescape").decode("unicode_escape")

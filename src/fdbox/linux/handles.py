@@ -1,0 +1,93 @@
+"""Files by their handles (open_by_handle_at(2)), and mounts (proc_pid_mountinfo(5))."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from fdbox.errors import KernelError
+from fdbox.linux.fd import OwnedFd, open_path
+from fdbox.linux.syscalls import last_error, libc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_HANDLE = struct.Struct(
+    "=Ii"
+)  # struct file_handle { unsigned int handle_bytes; int handle_type; ... }
+_REMEDIES = {
+    errno.EPERM: "finding a watched file by its handle needs CAP_DAC_READ_SEARCH",
+    errno.ESTALE: "the file was removed",
+}
+
+
+class Handle(NamedTuple):
+    """A file that is watched: its inode, and its handle (b"" where its file system has none)."""
+
+    device: int
+    inode: int
+    type: int
+    data: bytes
+
+
+def parse(told: Mapping[str, str]) -> Handle:
+    """Return the file of a mark in a fdinfo file, of which `told` are the words (fs/notify/fdinfo.c)."""
+    return Handle(
+        device(told["sdev"]),
+        int(told["ino"], 16),
+        int(told.get("fhandle-type", "0"), 16),
+        bytes.fromhex(told.get("f_handle", "")),
+    )
+
+
+def device(text: str) -> int:
+    """Return a device number as stat(2) has it; the kernel's own has 12 bits of major and 20 of minor, in hex."""
+    number = int(text, 16)
+    return os.makedev(number >> 20, number & 0xFFFFF)
+
+
+def open_handle(file: Handle) -> OwnedFd:
+    """Return an O_PATH descriptor of a file, on whatever mount of its file system is seen from here.
+
+    KernelError: EPERM without CAP_DAC_READ_SEARCH; ESTALE, it is gone; ENOENT, no mount of it is seen.
+    """
+    raw = _HANDLE.pack(len(file.data), file.type) + file.data
+    failure = KernelError("no mount of its file system is seen from here", errno=errno.ENOENT)
+    for point in mounts_of(file.device):
+        try:
+            mount = open_path(point, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+        except OSError:
+            continue
+        with mount:
+            found = int(libc.open_by_handle_at(mount.fileno(), raw, os.O_PATH | os.O_CLOEXEC))
+            if found >= 0:
+                return OwnedFd(found)
+            error = last_error()
+            failure = KernelError(
+                f"it cannot be opened by its handle: {error.strerror}",
+                errno=error.errno or 0,
+                remedy=_REMEDIES.get(error.errno or 0),
+            )
+    raise failure
+
+
+def mounts_of(number: int) -> Iterator[str]:
+    """Yield where a file system is mounted, as seen from here."""
+    wanted = f"{os.major(number)}:{os.minor(number)}"
+    return (point for _, found, point in _mounts() if found == wanted)
+
+
+def mount_point(number: int) -> str | None:
+    """Return where the mount of a number (`mnt_id`) is; None if it is not seen from here."""
+    return next((point for found, _, point in _mounts() if found == number), None)
+
+
+def _mounts() -> Iterator[tuple[int, str, str]]:
+    """Yield number, "major:minor" and path of every mount."""
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        words = line.split()
+        path = os.fsencode(words[4]).decode("unicode_escape").encode("latin-1")  # \040 is a space
+        yield int(words[0]), words[2], os.fsdecode(path)
