@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fdbox.linux import tun
+from fdbox.linux.fd import open_path
+from fdbox.linux.tun import Interface
+from tests.kinds.conformance import World
+from tests.kinds.samples import Entries, Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+TUN, TAP, NO_PI, VNET_HDR = 0x1, 0x2, 0x1000, 0x4000
+
+
+def opened(*wanted: Interface) -> Callable[[Path], Entries]:
+    def make(folder: Path) -> Entries:
+        fd = open_path(tun.PATH, os.O_RDWR | os.O_NONBLOCK)
+        for one in wanted:
+            tun.attach(fd.fileno(), one)
+        return {"tun": fd}
+
+    return make
+
+
+def observe(fds: Mapping[str, int], folder: Path) -> Any:  # noqa: ANN401 - JSON
+    fd = fds["tun"]
+    found = tun.inspect(fd)
+    return [fcntl.fcntl(fd, fcntl.F_GETFL), None if found is None else list(found)]
+
+
+def sample(name: str, *wanted: Interface) -> Sample:
+    lost = ("addresses, routes",) if wanted else ()
+    return Sample(f"tun {name}", {"tun": "tun"}, opened(*wanted), observe, lost=lost, root=True)
+
+
+SAMPLES = [
+    sample("without an interface"),
+    sample("of IP packets", Interface("fdboxtun0", TUN | NO_PI, 70000, 10, tun.NOBODY, tun.NOBODY)),
+    sample("of Ethernet", Interface("fdboxtap0", TAP | VNET_HDR, 1 << 20, 12, 1234, 4321)),
+]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.root
+def test_an_interface_that_somebody_has_is_named(world: World) -> None:
+    world.jump(SAMPLES[1], world.make(SAMPLES[1]))
+    thief = opened(Interface("fdboxtun0", TUN, 1 << 20, 10, tun.NOBODY, tun.NOBODY))(world.folder)
+    world.made.append(thief)
+    entries, (loss,) = world.arrive()
+    assert entries == {}
+    assert "cannot make the interface 'fdboxtun0' again" in loss.reason
