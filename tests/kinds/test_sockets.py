@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MADE = {
-    "netlink-socket": (socket.AF_NETLINK, socket.SOCK_RAW, 0),
     "packet-socket": (socket.AF_PACKET, socket.SOCK_RAW, 0),
     "vsock-socket": (socket.AF_VSOCK, socket.SOCK_STREAM, 0),
     "sctp-socket": (socket.AF_INET, socket.SOCK_STREAM, 132),

@@ -40,13 +40,6 @@ def _is_other(seen: Look) -> bool:
 
 KINDS: tuple[Kind, ...] = (
     Uncarried(
-        "netlink-socket",
-        "a netlink socket",
-        lambda seen: _domain(seen, socket.AF_NETLINK),
-        "what it would hear of happens to the objects of this kernel",
-        "open it again, and ask for the state of the next kernel",
-    ),
-    Uncarried(
         "packet-socket",
         "a packet socket",
         lambda seen: _domain(seen, socket.AF_PACKET),
