@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,19 +16,8 @@ from tests.kinds import conformance
 from tests.kinds.conformance import World, kinds_of, load_raw, mutants
 from tests.kinds.samples import Sample, every_sample
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
 SAMPLES = [sample for sample in every_sample() if not sample.vm_only]
 HOSTILE = 60  # mutants a sample; test_fuzz.py has many more
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 def each(samples: list[Sample]) -> pytest.MarkDecorator:

@@ -12,7 +12,7 @@ from tests.kinds.conformance import World, kinds_of
 from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 FLAGS = {
@@ -50,13 +50,6 @@ REFUSED: dict[str, Callable[[], OwnedFd]] = {
     "terminal": tty,
     "character-device": lambda: open_path("/dev/kmsg", os.O_RDONLY),
 }
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 @pytest.mark.root

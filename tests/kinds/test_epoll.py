@@ -12,12 +12,13 @@ import pytest
 from fdbox.errors import CannotCarry
 from fdbox.linux import epoll, kcmp, pipe, timerfd
 from fdbox.linux.fd import OwnedFd, close_all
-from tests.kinds.conformance import World
 from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from tests.kinds.conformance import World
 
 IN, OUT, ET, ONESHOT = select.EPOLLIN, select.EPOLLOUT, select.EPOLLET, select.EPOLLONESHOT
 HOUR = 3600 * 1_000_000_000
@@ -207,13 +208,6 @@ SAMPLES = [
         observe_once,
     ),
 ]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 def test_what_is_watched_and_in_no_entry_is_named(world: World) -> None:

@@ -9,12 +9,13 @@ import pytest
 from fdbox.errors import CannotCarry
 from fdbox.linux import fanotify, inotify
 from fdbox.linux.fanotify import Mark
-from tests.kinds.conformance import World
 from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from tests.kinds.conformance import World
 
 MODIFY, CLOSE_WRITE, CHILDREN, ONDIR = 0x2, 0x8, 0x08000000, 0x40000000
 SURVIVES = 0x40
@@ -92,13 +93,6 @@ SAMPLES = [
         root=True,
     ),
 ]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 @pytest.mark.root

@@ -4,16 +4,15 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from fdbox.linux import pipe
 from fdbox.linux.fd import open_path
-from tests.kinds.conformance import World
 from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from tests.kinds.conformance import World
 
 
 def opened(*flags: int, write: bytes = b"") -> Callable[[Path], Entries]:
@@ -56,13 +55,6 @@ SAMPLES = [
     ),
     Sample("fifo both ways", {"end 0": "fifo"}, opened(os.O_RDWR, write=b"own"), observe, disturb),
 ]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 def test_a_file_in_its_place_is_not_opened(world: World) -> None:

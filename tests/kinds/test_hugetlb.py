@@ -17,14 +17,14 @@ from fdbox.errors import NoRoom
 from fdbox.kinds.base import Arrivals, Made
 from fdbox.linux import memfd
 from fdbox.linux.fd import dup
-from tests.kinds.conformance import World
 from tests.kinds.memories import see_all
 from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from fdbox.linux.fd import OwnedFd
+    from tests.kinds.conformance import World
 
 POOL = Path("/proc/sys/vm/nr_hugepages")
 WANTED = 24
@@ -49,14 +49,15 @@ def give_pages() -> None:
 
 @atexit.register
 def give_back() -> None:
-    try:
-        fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return  # somebody else may need them
-    LOCK.seek(0)
-    if before := LOCK.readline():
-        POOL.write_text(before)
-        LOCK.truncate(0)
+    with LOCK:
+        try:
+            fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # somebody else may need them
+        LOCK.seek(0)
+        if before := LOCK.readline():
+            POOL.write_text(before)
+            LOCK.truncate(0)
 
 
 def written(fd: OwnedFd, start: int, content: bytes) -> None:
@@ -107,13 +108,6 @@ SAMPLES = [
     sample("memory", full, "memory"),
     sample("memory, sparse and opened twice", sparse, "memory", "reader"),
 ]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 @pytest.mark.root

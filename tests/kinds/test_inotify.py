@@ -10,12 +10,13 @@ import pytest
 from fdbox.errors import CannotCarry
 from fdbox.linux import inotify
 from fdbox.linux.syscalls import libc
-from tests.kinds.conformance import World
 from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from tests.kinds.conformance import World
 
 CREATE, DELETE_SELF, MODIFY, ONLYDIR = 0x100, 0x400, 0x2, 0x01000000
 EVENT = struct.Struct("=iIII")
@@ -71,13 +72,6 @@ SAMPLES = [
         root=True,
     ),
 ]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 @pytest.mark.root

@@ -9,12 +9,13 @@ import pytest
 
 from fdbox.errors import CannotCarry
 from fdbox.linux.fd import OwnedFd
-from tests.kinds.conformance import World
 from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from tests.kinds.conformance import World
 
 ROUTE, UEVENT, GENERIC = 0, 15, 16
 LEVEL, ADD, LIST, EXT_ACK = 270, 1, 9, 11
@@ -63,13 +64,6 @@ SAMPLES = [
     sample("generic", made(GENERIC)),
     sample("of device events", made(UEVENT, 1)),
 ]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    found = World(tmp_path)
-    yield found
-    found.close()
 
 
 def test_a_port_id_that_somebody_has_is_told(world: World) -> None:

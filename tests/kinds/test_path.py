@@ -13,12 +13,13 @@ import pytest
 from fdbox.errors import CannotCarry
 from fdbox.linux import memfd
 from fdbox.linux.fd import OwnedFd, open_path
-from tests.kinds.conformance import World
 from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from tests.kinds.conformance import World
 
 
 def file(folder: Path) -> Path:
@@ -70,13 +71,6 @@ SAMPLES = [
         ("socket", unix, 0),
     )
 ]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 def test_a_path_to_what_has_none_is_refused(world: World) -> None:

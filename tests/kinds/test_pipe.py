@@ -20,7 +20,7 @@ from tests.kinds.conformance import BOX, World, described
 from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 KIND = registry.CARRIED["pipe"]
@@ -131,13 +131,6 @@ SAMPLES = [
         lambda fds: void(os.write(fds["both"], b"late")),
     ),
 ]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 def void(_: object) -> None:

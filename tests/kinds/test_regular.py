@@ -12,12 +12,13 @@ from fdbox.errors import LateWrite
 from fdbox.linux import locks, memfd
 from fdbox.linux.fd import OwnedFd, open_path
 from fdbox.linux.locks import Lock
-from tests.kinds.conformance import World
 from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from tests.kinds.conformance import World
 
 CONTENT = b"what is in the file " * 1000
 
@@ -135,13 +136,6 @@ SAMPLES = [
         lambda fds: fcntl.flock(fds["file"], fcntl.LOCK_UN),
     ),
 ]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    found = World(tmp_path)
-    yield found
-    found.close()
 
 
 def arrives(world: World, change: Callable[[Path], None]) -> str:

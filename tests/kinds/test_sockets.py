@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
 
 import pytest
 
 from fdbox.errors import CannotCarry
 from fdbox.linux.fd import OwnedFd
 from tests.kinds.conformance import World, kinds_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 MADE = {
     "packet-socket": (socket.AF_PACKET, socket.SOCK_RAW, 0),
@@ -23,13 +18,6 @@ MADE = {
     "raw-socket": (socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP),
     "other-socket": (socket.AF_ALG, socket.SOCK_SEQPACKET, 0),
 }
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 @pytest.mark.root

@@ -14,7 +14,7 @@ from tests.kinds.conformance import World, kinds_of
 from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 TCP, SOCKET = socket.IPPROTO_TCP, socket.SOL_SOCKET
@@ -116,13 +116,6 @@ SAMPLES = [
     sample("bound", bound),
     sample("fresh", fresh),
 ]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 def test_who_waits_to_be_accepted_is_told(world: World) -> None:

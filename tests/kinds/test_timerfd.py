@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fdbox.linux import timerfd
-from tests.kinds.conformance import World
 from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from fdbox.linux.fd import OwnedFd
+    from tests.kinds.conformance import World
 
 SECOND = 1_000_000_000
 HOUR = 3600 * SECOND
@@ -79,13 +79,6 @@ SAMPLES = [
     sample("absolute", timer(timerfd.REALTIME, 2 * HOUR, HOUR, flags=timerfd.ABSTIME)),
     sample("monotonic absolute", timer(timerfd.MONOTONIC, 2 * HOUR, flags=timerfd.ABSTIME)),
 ]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 def after_a_gap(world: World, make: Callable[[Path], Entries], gap: int) -> OwnedFd:

@@ -9,12 +9,13 @@ import pytest
 from fdbox.linux import tun
 from fdbox.linux.fd import open_path
 from fdbox.linux.tun import Interface
-from tests.kinds.conformance import World
 from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from tests.kinds.conformance import World
 
 TUN, TAP, NO_PI, VNET_HDR = 0x1, 0x2, 0x1000, 0x4000
 
@@ -45,13 +46,6 @@ SAMPLES = [
     sample("of IP packets", Interface("fdboxtun0", TUN | NO_PI, 70000, 10, tun.NOBODY, tun.NOBODY)),
     sample("of Ethernet", Interface("fdboxtap0", TAP | VNET_HDR, 1 << 20, 12, 1234, 4321)),
 ]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 @pytest.mark.root

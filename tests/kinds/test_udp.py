@@ -5,16 +5,15 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from fdbox.linux import multicast
 from fdbox.linux.fd import OwnedFd
-from tests.kinds.conformance import World
 from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from tests.kinds.conformance import World
 
 SOCKET, IP = socket.SOL_SOCKET, socket.IPPROTO_IP
 GROUP = "239.1.2.3"
@@ -119,13 +118,6 @@ SAMPLES = [
     sample("in multicast groups", in_groups),
     sample("in a multicast group v6", in_group_6),
 ]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 def test_datagrams_that_were_not_read_are_told(world: World) -> None:

@@ -19,12 +19,13 @@ from fdbox.kinds.base import Arrivals, Made, look
 from fdbox.linux import kcmp, sock
 from fdbox.linux.fd import OwnedFd, close_all
 from tests.fakes.carrier import FakeKernel
-from tests.kinds.conformance import World
 from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from tests.kinds.conformance import World
 
 LIBC = ctypes.CDLL(None)
 KIND = registry.CARRIED["unix-pair"]
@@ -337,13 +338,6 @@ SAMPLES = [
     ),
     Sample("unix pair of bound datagrams", PAIR, bound_datagrams, observe_bound, disturb),
 ]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

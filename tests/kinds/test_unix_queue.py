@@ -14,26 +14,19 @@ from fdbox.errors import LateWrite
 from fdbox.kinds.base import Arrivals, Made
 from fdbox.linux import sock
 from fdbox.linux.fd import OwnedFd
-from tests.kinds.conformance import World
 from tests.kinds.test_unix_pair import BIG, DGRAM, SEQPACKET, STREAM, drain, pair, send
 from tests.kinds.test_unix_socket import bound, listening, one
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
+    from tests.kinds.conformance import World
     from tests.kinds.samples import Entries
 
 LIBC = ctypes.CDLL(None)
 CLONE_NEWUSER = 0x10000000  # Python 3.12 has it
 IN_PACKETS = pytest.mark.parametrize("kind", [DGRAM, SEQPACKET])
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 def packets(world: World, entries: Entries) -> list[int]:

@@ -22,7 +22,7 @@ from tests.kinds.samples import Entries, Sample
 from tests.kinds.test_unix_pair import DGRAM, SEQPACKET, STREAM, drain, events, options, unusual
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from fdbox.fdt.tree import Node
 
@@ -248,13 +248,6 @@ SAMPLES = [
         lost=("of which the file was removed", "who sent"),
     ),
 ]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
 
 
 def kept(world: World, entries: Entries) -> Entries:

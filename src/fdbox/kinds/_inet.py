@@ -18,19 +18,14 @@ from fdbox.errors import FdtError, KernelError
 from fdbox.kinds import _sockets
 from fdbox.kinds._sockets import Option
 from fdbox.linux import sock
-from fdbox.model import Carriage
 
 if TYPE_CHECKING:
     from fdbox.fdt.tree import Node
     from fdbox.kinds.base import Look, OpenFile
+    from fdbox.model import Carriage
 
 DOMAINS = (socket.AF_INET, socket.AF_INET6)
 _LENGTHS = {int(socket.AF_INET): 4, int(socket.AF_INET6): 16}
-_FOREIGN = Carriage(
-    None,
-    "it is in another network namespace than fdbox",
-    "make it in the network namespace that fdbox runs in, or run fdbox in that one",
-)
 _IFNAMSIZ = 16
 _FREEBIND = {
     int(socket.AF_INET): (socket.IPPROTO_IP, 15),
@@ -114,10 +109,7 @@ def options(domain: int) -> tuple[Option, ...]:
 def obstacle(seen: Look) -> Carriage | None:
     """Return why a socket cannot be carried, if that is known at once."""
     with sock.borrow(seen.fd) as lent:
-        try:
-            return None if sock.is_in_our_network(lent) else _FOREIGN
-        except OSError:  # before Linux 5.14 it is not told; then binding finds out
-            return None
+        return _sockets.foreign(lent)
 
 
 def label(seen: Look) -> str:

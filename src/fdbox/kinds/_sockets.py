@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from fdbox.errors import FdtError
 from fdbox.linux import sock
+from fdbox.model import Carriage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from fdbox.kinds.base import OpenFile
 
 KEPT_FLAGS = os.O_NONBLOCK
+_FOREIGN = Carriage(
+    None,
+    "it is in another network namespace than fdbox",
+    "make it in the network namespace that fdbox runs in, or run fdbox in that one",
+)
 _INT = struct.Struct("=I")
 _TIMEVAL = struct.Struct("=qq")  # struct __kernel_old_timeval { long tv_sec, tv_usec; }
 _LINGER = struct.Struct("=ii")  # struct linger { int l_onoff, l_linger; }
@@ -89,6 +95,17 @@ EVERY: tuple[Option, ...] = (
     _socket("so-rcvbuf", socket.SO_RCVBUF, Form.BUFFER),
     _socket("so-buf-lock", 72),
 )
+
+
+def foreign(lent: socket.socket) -> Carriage | None:
+    """Return why a socket cannot be carried, if it is in another network than fdbox.
+
+    Before Linux 5.14 that is not told; then naming it again fails.
+    """
+    try:
+        return None if sock.is_in_our_network(lent) else _FOREIGN
+    except OSError:
+        return None
 
 
 def read(lent: socket.socket, option: Option) -> int | None:

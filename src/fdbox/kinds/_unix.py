@@ -44,11 +44,6 @@ _HOWS = {1: socket.SHUT_RD, 2: socket.SHUT_WR, 3: socket.SHUT_RDWR}
 _UNTIL_COMPLETE = 0o600
 #: nobody but root can set it
 _MARK = "trusted.fdbox"
-_FOREIGN = Carriage(
-    None,
-    "it is in another network namespace than fdbox",
-    "make it in the network namespace that fdbox runs in, or run fdbox in that one",
-)
 _RELATIVE = "it is bound to the relative path {path!r}", "bind it to an absolute path"
 _FOLDER = "make it before fdbox starts (tmpfiles.d, RuntimeDirectory= of its service)"
 
@@ -73,15 +68,10 @@ def obstacle(seen: Look) -> Carriage | None:
     """Return why a socket cannot be carried, if that is known at once."""
     with sock.borrow(seen.fd) as lent:
         path = lent.getsockname()
-        try:
-            foreign = not sock.is_in_our_network(lent)
-        except OSError:  # before Linux 5.14 it is not told; then saving finds out
-            foreign = False
-    if foreign:
-        return _FOREIGN
-    if isinstance(path, str) and path and not path.startswith("/"):
+        foreign = _sockets.foreign(lent)
+    if foreign is None and isinstance(path, str) and path and not path.startswith("/"):
         return Carriage(None, _RELATIVE[0].format(path=path), _RELATIVE[1])
-    return None
+    return foreign
 
 
 def label(seen: Look) -> str:
