@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +22,10 @@ NEEDS_ROOT = ("root", "vm")
 
 # Files that tools of the test run open in the middle of a test and keep.
 TOOLS_FILES = (".coverage", ".hypothesis")
+
+# How long an example takes says how busy the machine is, and nothing of what is tested.
+settings.register_profile("fdbox", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fdbox")
 
 
 def _required() -> set[str]:
