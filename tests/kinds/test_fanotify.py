@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fdbox.errors import CannotCarry
-from fdbox.linux import fanotify, inotify
+from fdbox.linux import fanotify
 from fdbox.linux.fanotify import Mark
+from fdbox.linux.fd import queued
 from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def observe(fds: Mapping[str, int], folder: Path) -> Any:  # noqa: ANN401 - JSON
         sorted([mark.scope, mark.flags, mark.events, mark.ignored] for mark in group.marks)
     )
     if (folder / "file").exists():
-        before = inotify.queued(fd)
+        before = queued(fd)
         if before:
             close_events(os.read(fd, 4096))
         (folder / "watched" / "new").write_bytes(b"new")

@@ -5,7 +5,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from fdbox.linux import pipe
-from fdbox.linux.fd import open_path
+from fdbox.linux.fd import open_path, queued
 from tests.kinds.samples import Entries, Sample
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def observe(fds: Mapping[str, int], folder: Path) -> Any:  # noqa: ANN401 - JSON
         assert os.path.samestat(os.fstat(fd), (folder / "fifo").stat())
         found.append([fcntl.fcntl(fd, fcntl.F_GETFL), pipe.capacity(fd)])
     first = fds["end 0"]
-    return [found, os.read(first, 99).decode() if pipe.queued(first) else ""]
+    return [found, os.read(first, 99).decode() if queued(first) else ""]
 
 
 def disturb(fds: Mapping[str, int]) -> None:

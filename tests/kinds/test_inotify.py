@@ -9,6 +9,7 @@ import pytest
 
 from fdbox.errors import CannotCarry
 from fdbox.linux import inotify
+from fdbox.linux.fd import queued
 from fdbox.linux.syscalls import libc
 from tests.kinds.samples import Entries, Sample
 
@@ -42,7 +43,7 @@ def observe(fds: Mapping[str, int], folder: Path) -> Any:  # noqa: ANN401 - JSON
     fd = fds["inotify"]
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     masks = [[watch.number, watch.mask] for watch in inotify.watches(fd)]
-    if inotify.queued(fd):
+    if queued(fd):
         os.read(fd, 4096)
     (folder / "watched" / "new").touch()
     with (folder / "file").open("ab") as file:

@@ -14,7 +14,7 @@ from fdbox.handover import seal
 from fdbox.kinds import registry
 from fdbox.kinds.base import Arrivals
 from fdbox.linux import kcmp, memfd, pipe
-from fdbox.linux.fd import OwnedFd, close_all
+from fdbox.linux.fd import OwnedFd, close_all, queued
 from tests.fakes.carrier import FakeKernel
 from tests.kinds.conformance import BOX, World, described
 from tests.kinds.samples import Entries, Sample
@@ -74,7 +74,7 @@ def observe(fds: Mapping[str, int], folder: Path) -> Any:  # noqa: ANN401 - JSON
 
 def disturb(fds: Mapping[str, int]) -> None:
     """Read a byte where there is one; a write might find the pipe full."""
-    if pipe.queued(fds["read"]):
+    if queued(fds["read"]):
         os.read(fds["read"], 1)
     else:
         os.write(fds["write"], b"late")

@@ -21,7 +21,6 @@ from fdbox.cli.command import (
     socket_argument,
 )
 from fdbox.errors import InvalidDescriptor, UsageError
-from fdbox.kinds import registry
 from fdbox.linux import sdnotify, spawn
 from fdbox.linux.fd import OwnedFd, dup, open_path
 
@@ -178,6 +177,8 @@ def ls(options: argparse.Namespace) -> None:
 
 def _list_kinds(*, json: bool) -> None:
     """Show what fdbox knows, on any machine; whether this one has a carrier, `fdbox status` tells."""
+    from fdbox.kinds import registry  # noqa: PLC0415 - no other verb needs them, and they take time
+
     if json:
         print(render.as_json([row._asdict() for row in registry.table()]))
         return

@@ -10,7 +10,6 @@ from fdbox.errors import FdtError
 
 _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
-_I64 = struct.Struct(">q")
 
 
 @dataclass(slots=True)
@@ -90,14 +89,6 @@ class Node:
     def set_path(self, name: str, value: str) -> None:
         """Set a property to a file name."""
         self.properties[name] = os.fsencode(value) + b"\0"
-
-    def i64(self, name: str) -> int:
-        """Return one signed 64-bit number, two cells; FdtError if it is not exactly that."""
-        return int(_I64.unpack(self._sized(name, _I64.size))[0])
-
-    def set_i64(self, name: str, value: int) -> None:
-        """Set a property to a signed number of two cells."""
-        self.properties[name] = _I64.pack(value)
 
     def set_data(self, name: str, value: bytes) -> None:
         """Set a property to bytes."""

@@ -22,7 +22,6 @@ from fdbox.linux import sock
 if TYPE_CHECKING:
     from fdbox.fdt.tree import Node
     from fdbox.kinds.base import Look, OpenFile
-    from fdbox.model import Carriage
 
 DOMAINS = (socket.AF_INET, socket.AF_INET6)
 _LENGTHS = {int(socket.AF_INET): 4, int(socket.AF_INET6): 16}
@@ -104,12 +103,6 @@ _ONLY_6: tuple[Option, ...] = (
 def options(domain: int) -> tuple[Option, ...]:
     """Return the options of a family, in the order in which they are set."""
     return (*_ONLY_6, *_BOTH) if domain == socket.AF_INET6 else _BOTH
-
-
-def obstacle(seen: Look) -> Carriage | None:
-    """Return why a socket cannot be carried, if that is known at once."""
-    with sock.borrow(seen.fd) as lent:
-        return _sockets.foreign(lent)
 
 
 def label(seen: Look) -> str:

@@ -24,12 +24,13 @@ import errno
 import fcntl
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fdbox.errors import FdboxError, FdtError, KernelError
 from fdbox.fdt.tree import Node
 from fdbox.kinds import _dense
+from fdbox.kinds._inodes import by_inode, numbers_of
 from fdbox.kinds.base import Carried, Made, attempt, late_write, numbered
 from fdbox.linux import fdinfo, memfd
 from fdbox.linux.fd import OwnedFd, close_all
@@ -38,6 +39,7 @@ from fdbox.linux.memfd import Seals
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from fdbox.kinds._inodes import SameInode
     from fdbox.kinds.base import Arrivals, Freight, Loaded, Look, OpenFile
 
 _WRITING = Seals.WRITE | Seals.GROW | Seals.SHRINK | Seals.FUTURE_WRITE
@@ -55,7 +57,7 @@ _NONE = 0xFFFFFFFF
 class Group:
     """The open file descriptions of one memory; `first` is the one that is preserved."""
 
-    files: list[tuple[int, OpenFile]] = field(default_factory=list)
+    files: SameInode
 
     @property
     def first(self) -> OpenFile:
@@ -103,13 +105,14 @@ class Memories(Carried):
     def save(self, files: Sequence[OpenFile], freight: Freight) -> Node:
         """Return the component; errors as in `CarriedKind.save`."""
         root = Node("")
-        groups = _by_memory(files)
+        same = by_inode(files)
+        groups = [Group(one) for one in same]
         lost: dict[OpenFile, tuple[str, ...]] = {}
         for index, group in enumerate(groups):
             node = root.add(f"memory@{index}")
             lost[group.files[0][1]] = self._send(group, node, freight)
             node.set_u32("preserved", _NONE if is_copy(node) else files.index(group.first))
-        for at, (file, number) in enumerate(zip(files, _numbers(groups), strict=True)):
+        for at, (file, number) in enumerate(zip(files, numbers_of(same), strict=True)):
             node = root.add(f"file@{at}")
             _write_file(node, file, number)
             if sentences := (*lost.get(file, ()), *_lost_locks(file)):
@@ -118,7 +121,7 @@ class Memories(Carried):
 
     def verify(self, files: Sequence[OpenFile], component: Node, freight: Freight) -> None:
         """Compare every memory and every open file description; see `CarriedKind`."""
-        for index, group in enumerate(_by_memory(files)):
+        for index, group in enumerate(map(Group, by_inode(files))):
             memory = component.child(f"memory@{index}")
             if not self.unchanged(group, memory, freight):
                 raise late_write(group.first)
@@ -202,19 +205,6 @@ class Memories(Carried):
 def is_regular(seen: Look) -> bool:
     """Return whether it is a regular file of tmpfs or hugetlbfs, opened; this never blocks."""
     return stat.S_ISREG(seen.status.st_mode) and not seen.is_path and memfd.accepts_seals(seen.fd)
-
-
-def _by_memory(files: Sequence[OpenFile]) -> list[Group]:
-    groups: dict[tuple[int, int], Group] = {}
-    for index, file in enumerate(files):
-        groups.setdefault(file.look.inode, Group()).files.append((index, file))
-    return list(groups.values())
-
-
-def _numbers(groups: Sequence[Group]) -> list[int]:
-    """Return the number of each file's memory."""
-    places = [(at, number) for number, group in enumerate(groups) for at, _ in group.files]
-    return [number for _, number in sorted(places)]
 
 
 # --- leaving ---------------------------------------------------------------------------------------------------------

@@ -72,14 +72,18 @@ def write_identity(node: Node, path: str, found: Identity) -> None:
     node.set_u32("type", found.type)
 
 
+def read_identity(node: Node) -> Identity:
+    """Return what was at a path that was written down."""
+    return Identity(node.u64("device"), node.u64("inode"), node.u64("birth"), node.u32("type"))
+
+
 def find(node: Node, flags: int = 0) -> OwnedFd:
     """Return an O_PATH descriptor of the file that was written down.
 
     Raises:
         KernelError: it is not there any more, or something else is.
     """
-    saved = Identity(node.u64("device"), node.u64("inode"), node.u64("birth"), node.u32("type"))
-    path = node.path("path")
+    path, saved = node.path("path"), read_identity(node)
     found = paths.find(path, flags)
     if not saved.is_same(paths.identity(found.fileno())):
         found.close()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import OpenFile
+    from fdbox.kinds.base import Look, OpenFile
 
 KEPT_FLAGS = os.O_NONBLOCK
 _FOREIGN = Carriage(
@@ -106,6 +106,12 @@ def foreign(lent: socket.socket) -> Carriage | None:
         return None if sock.is_in_our_network(lent) else _FOREIGN
     except OSError:
         return None
+
+
+def obstacle(seen: Look) -> Carriage | None:
+    """Return why a socket cannot be carried, if that is known at once."""
+    with sock.borrow(seen.fd) as lent:
+        return foreign(lent)
 
 
 def read(lent: socket.socket, option: Option) -> int | None:

@@ -29,7 +29,6 @@ from fdbox.kinds._sockets import Form, Option
 from fdbox.kinds.base import numbered
 from fdbox.linux import fsuid, paths, sock, sockdiag
 from fdbox.linux.fd import OwnedFd, open_path
-from fdbox.linux.paths import Identity
 from fdbox.model import Carriage
 
 if TYPE_CHECKING:
@@ -301,8 +300,7 @@ def _remove_left(directory: int, name: str, child: Node) -> None:
 
 def _is_the_one(found: OwnedFd, child: Node) -> bool:
     """Return whether a file is provably the one that was saved: inodes are used again, and only the birth tells."""
-    known = paths.identity(found.fileno())
-    saved = Identity(child.u64("device"), child.u64("inode"), child.u64("birth"), child.u32("type"))
+    known, saved = paths.identity(found.fileno()), _paths.read_identity(child)
     if not (stat.S_ISSOCK(known.type) and known.born and saved.born):
         return False
     return saved.is_same(known)

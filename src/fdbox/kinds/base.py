@@ -343,8 +343,13 @@ class Carried(abc.ABC):
         return Description(self.name, None, seen.link)
 
     def carriage(self, seen: Look | None, carrier: Carrier[OwnedFd]) -> Carriage:
-        """Return what the machine has."""
-        return carrier.carriage()
+        """Return what the machine has, or what stands in the way of this one."""
+        obstacle = None if seen is None else self.obstacle(seen)
+        return obstacle or carrier.carriage()
+
+    def obstacle(self, seen: Look) -> Carriage | None:
+        """Return why this one cannot be carried, if that is known at once."""
+        return None
 
     def depends_on(self, file: OpenFile, company: Company) -> Sequence[OpenFile]:
         """Return nothing: it stands alone."""

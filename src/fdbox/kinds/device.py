@@ -10,8 +10,9 @@ import stat
 from typing import TYPE_CHECKING
 
 from fdbox.errors import FdtError, KernelError
+from fdbox.kinds import handed
 from fdbox.kinds.base import Kind, Made, Ordinary, Uncarried
-from fdbox.linux import memfd, paths
+from fdbox.linux import memfd, paths, tun
 
 if TYPE_CHECKING:
     from fdbox.fdt.tree import Node
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 _MEMORY = 1
 _STATELESS = {3: "null", 5: "zero", 7: "full", 8: "random", 9: "urandom"}
 _TERMINALS = (2, 3, 4, 5, *range(136, 144))
-#: what the kernel itself may carry (kinds/handed.py)
-_HANDED = ("/dev/vfio/", "/dev/iommu", "/dev/kvm")
 _KEPT_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK
 
 
@@ -35,13 +34,9 @@ def _is_character(seen: Look) -> bool:
     return (
         stat.S_ISCHR(seen.status.st_mode)
         and not seen.is_path
-        and not seen.link.startswith(_HANDED)
-        and not _is_tun(seen)
+        and seen.status.st_rdev != tun.DEVICE
+        and not any(kind.recognise(seen) for kind in handed.KINDS)
     )
-
-
-def _is_tun(seen: Look) -> bool:
-    return seen.status.st_rdev == os.makedev(10, 200)
 
 
 def _is_stateless(seen: Look) -> bool:

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 from fdbox.errors import FdtError, KernelError
 from fdbox.kinds import _paths
 from fdbox.kinds.base import Kind, Made, Ordinary, anonymous, numbered
-from fdbox.linux import fanotify, handles, inotify, paths
+from fdbox.linux import fanotify, handles, paths
 from fdbox.linux.fanotify import Mark
+from fdbox.linux.fd import queued
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +60,7 @@ class Fanotify(Ordinary):
         node.set_u32("event-flags", group.event_flags)
         for index, mark in enumerate(group.marks):
             _write_mark(file, mark, node.add(f"mark@{index}"))
-        if waiting := inotify.queued(file.fd):
+        if waiting := queued(file.fd):
             node.set_texts("lost", [f"events that were not read ({waiting} bytes)"])
 
     def read(self, node: Node, arrivals: Arrivals) -> Made | OwnedFd:

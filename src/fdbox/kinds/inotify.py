@@ -19,6 +19,7 @@ from fdbox.errors import FdtError, KernelError
 from fdbox.kinds import _paths
 from fdbox.kinds.base import Kind, Made, Ordinary, anonymous, numbered
 from fdbox.linux import inotify
+from fdbox.linux.fd import queued
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +53,7 @@ class Inotify(Ordinary):
             child.set_u32("number", watch.number)
             child.set_u32("events", watch.mask & _MASK)
             _paths.write_by_handle(file, watch.file, child, f"its watch {watch.number}")
-        if waiting := inotify.queued(file.fd):
+        if waiting := queued(file.fd):
             node.set_texts("lost", [f"events that were not read ({waiting} bytes)"])
 
     def read(self, node: Node, arrivals: Arrivals) -> Made | OwnedFd:

@@ -16,24 +16,23 @@ import struct
 from typing import TYPE_CHECKING
 
 from fdbox.errors import FdtError
-from fdbox.kinds import _inet, _sockets
+from fdbox.kinds import _sockets
 from fdbox.kinds._sockets import Option
 from fdbox.kinds.base import Kind, Made, Ordinary
 from fdbox.linux import sock
 from fdbox.linux.fd import OwnedFd
-from fdbox.model import Carriage, Description
+from fdbox.model import Description
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fdbox.fdt.tree import Node
     from fdbox.kinds.base import Arrivals, Freight, Look, OpenFile
-    from fdbox.ports import Carrier
+    from fdbox.model import Carriage
 
 # include/uapi/linux/netlink.h
 _SOL_NETLINK, _ADD_MEMBERSHIP, _LIST_MEMBERSHIPS = 270, 1, 9
 _GENERIC = 16
-_SO_MEMINFO = 55
 _U32 = struct.Struct("=I")
 _MOST_GROUPS = 4096
 
@@ -75,10 +74,9 @@ class NetlinkSocket(Ordinary):
         protocol = None if seen.family is None else seen.family.protocol
         return Description(self.name, None, f"NETLINK protocol {protocol}")
 
-    def carriage(self, seen: Look | None, carrier: Carrier[OwnedFd]) -> Carriage:
-        """Return what the machine has, or why this one cannot be carried."""
-        obstacle = None if seen is None else _inet.obstacle(seen)
-        return obstacle or carrier.carriage()
+    def obstacle(self, seen: Look) -> Carriage | None:
+        """Return what `_sockets` says."""
+        return _sockets.obstacle(seen)
 
     def write(self, file: OpenFile, node: Node, freight: Freight) -> None:
         """Write it down."""
@@ -94,7 +92,7 @@ class NetlinkSocket(Ordinary):
             node.set_u32("port", lent.getsockname()[0])
             node.set_u32s("groups", groups)
             _sockets.write(file, lent, node, _OPTIONS)
-            (waiting,) = _U32.unpack(lent.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _U32.size))
+            waiting = sock.receive_memory(lent)
         if waiting:
             node.set_texts("lost", [f"messages that were not read ({waiting} bytes of memory)"])
 

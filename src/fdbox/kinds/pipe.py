@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 
 from fdbox.errors import FdboxError, FdtError
 from fdbox.fdt.tree import Node
+from fdbox.kinds._inodes import by_inode, numbers_of
 from fdbox.kinds.base import Carried, Kind, attempt, late_write, numbered
 from fdbox.linux import memfd, pipe
-from fdbox.linux.fd import OwnedFd, close_all
+from fdbox.linux.fd import OwnedFd, close_all, queued
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,13 +33,6 @@ if TYPE_CHECKING:
 
 _KEPT_FLAGS = os.O_ACCMODE | os.O_NONBLOCK | os.O_DIRECT
 _TRIES = 3
-
-
-@dataclass(slots=True)
-class _Group:
-    """The open file descriptions of one pipe, with their numbers in the component."""
-
-    files: list[tuple[int, OpenFile]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -68,25 +62,23 @@ class Pipe(Carried):
     def save(self, files: Sequence[OpenFile], freight: Freight) -> Node:
         """Return the component; see `CarriedKind`."""
         root = Node("")
-        for number, group in enumerate(_by_pipe(files)):
-            self.write_pipe(root.add(f"pipe@{number}"), [file for _, file in group.files])
-        numbers = {
-            at: number for number, group in enumerate(_by_pipe(files)) for at, _ in group.files
-        }
-        for at, file in enumerate(files):
+        groups = by_inode(files)
+        for number, group in enumerate(groups):
+            self.write_pipe(root.add(f"pipe@{number}"), [file for _, file in group])
+        for at, (file, number) in enumerate(zip(files, numbers_of(groups), strict=True)):
             node = root.add(f"file@{at}")
-            node.set_u32("pipe", numbers[at])
+            node.set_u32("pipe", number)
             node.set_u32("flags", file.look.flags & _KEPT_FLAGS)
         return root
 
     def verify(self, files: Sequence[OpenFile], component: Node, freight: Freight) -> None:
         """Compare what is queued; see `CarriedKind`."""
-        for number, group in enumerate(_by_pipe(files)):
+        for number, group in enumerate(by_inode(files)):
             saved = component.child(f"pipe@{number}")
             fresh = Node(saved.name)
-            self.write_pipe(fresh, [file for _, file in group.files])
+            self.write_pipe(fresh, [file for _, file in group])
             if fresh != saved:
-                raise late_write(group.files[0][1])
+                raise late_write(group[0][1])
 
     def load(self, component: Node, arrivals: Arrivals) -> Iterator[Loaded]:
         """Yield every end; see `CarriedKind`."""
@@ -123,13 +115,6 @@ class Pipe(Carried):
         return Ends(reading, [reading, writing], {os.O_RDONLY: reading, os.O_WRONLY: writing})
 
 
-def _by_pipe(files: Sequence[OpenFile]) -> list[_Group]:
-    groups: dict[tuple[int, int], _Group] = {}
-    for index, file in enumerate(files):
-        groups.setdefault(file.look.inode, _Group()).files.append((index, file))
-    return list(groups.values())
-
-
 # --- leaving ---------------------------------------------------------------------------------------------------------
 
 
@@ -144,9 +129,9 @@ def _peek(files: Sequence[OpenFile]) -> tuple[list[bytes], bool]:
     if any(file.look.flags & os.O_DIRECT for file in files) or len(pieces) > 1:
         return pieces, True
     with _copy(files) as queue:
-        before = pipe.queued(queue.fileno())
+        before = queued(queue.fileno())
         os.read(queue.fileno(), 1)
-        return pieces, before - pipe.queued(queue.fileno()) > 1
+        return pieces, before - queued(queue.fileno()) > 1
 
 
 def _copy(files: Sequence[OpenFile]) -> OwnedFd:
@@ -168,7 +153,7 @@ def _tee(source: int, file: OpenFile) -> OwnedFd:
             try:
                 pipe.set_capacity(writing.fileno(), pipe.capacity(source))
                 copied = pipe.tee(source, writing.fileno(), pipe.MAX_CAPACITY)
-                if copied == pipe.queued(source):
+                if copied == queued(source):
                     return reading
             except BaseException:
                 reading.close()

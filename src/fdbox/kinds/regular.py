@@ -20,6 +20,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from fdbox.errors import FdtError, KernelError
+from fdbox.fdt.tree import Node
 from fdbox.kinds import _dense, _paths
 from fdbox.kinds.base import Kind, Made, Ordinary, Place, numbered
 from fdbox.linux import locks, memfd, paths
@@ -28,7 +29,6 @@ from fdbox.linux.locks import Lock
 from fdbox.model import Description
 
 if TYPE_CHECKING:
-    from fdbox.fdt.tree import Node
     from fdbox.kinds.base import Arrivals, Freight, Look, OpenFile
 
 _KEPT_FLAGS = (
@@ -84,7 +84,7 @@ class RegularFile(Ordinary):
 
     def same(self, file: OpenFile, saved: Node, freight: Freight) -> bool:
         """Compare the open file description, and the bytes that were sent."""
-        fresh = type(saved)(saved.name)
+        fresh = Node(saved.name)
         self._write_open_file(file, fresh)
         kept = [name for name in fresh.properties if name != "lost"]
         if fresh.children != saved.children or any(

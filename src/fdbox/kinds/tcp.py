@@ -21,12 +21,12 @@ from fdbox.kinds._sockets import Option
 from fdbox.kinds.base import Kind, Made, Ordinary, Uncarried
 from fdbox.linux import sock
 from fdbox.linux.fd import OwnedFd
-from fdbox.model import Carriage, Description
+from fdbox.model import Description
 
 if TYPE_CHECKING:
     from fdbox.fdt.tree import Node
     from fdbox.kinds.base import Arrivals, Freight, Look, OpenFile
-    from fdbox.ports import Carrier
+    from fdbox.model import Carriage
 
 # include/net/tcp_states.h
 _CLOSE, _LISTEN = 7, 10
@@ -96,10 +96,9 @@ class TcpSocket(Ordinary):
         """Return its address."""
         return Description(self.name, None, _inet.label(seen))
 
-    def carriage(self, seen: Look | None, carrier: Carrier[OwnedFd]) -> Carriage:
-        """Return what the machine has, or why this one cannot be carried."""
-        obstacle = None if seen is None else _inet.obstacle(seen)
-        return obstacle or carrier.carriage()
+    def obstacle(self, seen: Look) -> Carriage | None:
+        """Return what `_sockets` says."""
+        return _sockets.obstacle(seen)
 
     def write(self, file: OpenFile, node: Node, freight: Freight) -> None:
         """Write it down."""

@@ -29,7 +29,7 @@ from fdbox.fdt.tree import Node
 from fdbox.kinds import _dense, _memory
 from fdbox.kinds._memory import Memories
 from fdbox.kinds.base import Kind, Made, numbered
-from fdbox.linux import memfd
+from fdbox.linux import memfd, paths
 from fdbox.linux.fd import OwnedFd, close_all
 from fdbox.model import Description
 
@@ -84,9 +84,9 @@ class Tmpfs(Memories):
         if not count and _memory.send_in_place(file, node, freight):
             return ()
         _dense.send(file, node, freight)
-        paths = _paths(group)
-        _write_links(node, paths)
-        return _unknown_names(count - len(paths))
+        names = _paths(group)
+        _write_links(node, names)
+        return _unknown_names(count - len(names))
 
     def save(self, files: Sequence[OpenFile], freight: Freight) -> Node:
         """Return the component; errors as in `CarriedKind.save`."""
@@ -94,9 +94,9 @@ class Tmpfs(Memories):
         for index, file in enumerate(files):
             node = root.child(f"file@{index}")
             memory = root.child(f"memory@{node.u32('memory')}")
-            paths = [link.path("path") for link in numbered(memory, "link")]
-            if file.look.link in paths:
-                node.set_u32("link", paths.index(file.look.link))
+            names = [link.path("path") for link in numbered(memory, "link")]
+            if file.look.link in names:
+                node.set_u32("link", names.index(file.look.link))
         return root
 
     def open(self, file: Node, saved: Node, memory: OwnedFd, flags: int) -> OwnedFd:
@@ -122,11 +122,11 @@ class Tmpfs(Memories):
         """Return what came itself, or a new file from the copy, with its names where it can have them."""
         if not _memory.is_copy(node):
             return _memory.take_in_place(node, arrivals)
-        paths = [link.path("path") for link in numbered(node, "link")]
+        names = [link.path("path") for link in numbered(node, "link")]
         homes: list[Home] = []
         lost: list[str] = []
         try:
-            for path in paths:
+            for path in names:
                 try:
                     homes.append(_home(path, node.u32("uid"), arrivals.owner))
                 except (OSError, KernelError) as error:
@@ -158,11 +158,8 @@ def _parent(path: str) -> tuple[OwnedFd, str]:
 def _find(path: str, status: os.stat_result) -> OwnedFd | None:
     """Return the file at a path (O_PATH) if it is that one; else it is of another mount namespace, unlinked, or renamed."""
     try:
-        directory, name = _parent(path)
-        with directory:
-            way = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-            named = OwnedFd(os.open(name, way, dir_fd=directory.fileno()))
-    except (OSError, FdtError):
+        named = paths.find(path)
+    except KernelError:
         return None
     if not os.path.samestat(os.fstat(named.fileno()), status):
         named.close()
@@ -184,8 +181,8 @@ def _paths(group: Group) -> list[str]:
     return found
 
 
-def _write_links(node: Node, paths: Sequence[str]) -> None:
-    for index, path in enumerate(paths):
+def _write_links(node: Node, names: Sequence[str]) -> None:
+    for index, path in enumerate(names):
         node.add(f"link@{index}").set_path("path", path)
 
 

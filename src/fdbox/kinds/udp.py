@@ -25,18 +25,16 @@ from fdbox.kinds.base import Kind, Made, Ordinary, numbered
 from fdbox.linux import multicast, sock
 from fdbox.linux.fd import OwnedFd
 from fdbox.linux.multicast import Membership
-from fdbox.model import Carriage, Description
+from fdbox.model import Description
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fdbox.fdt.tree import Node
     from fdbox.kinds.base import Arrivals, Freight, Look, OpenFile
-    from fdbox.ports import Carrier
+    from fdbox.model import Carriage
 
 _ENCAP = 100  # UDP_ENCAP, include/uapi/linux/udp.h
-_SO_MEMINFO = 55
-_MEMINFO = struct.Struct("=I")  # SK_MEMINFO_RMEM_ALLOC, the first of them
 
 
 def _udp(name: str, number: int) -> Option:
@@ -73,10 +71,9 @@ class UdpSocket(Ordinary):
         """Return its address."""
         return Description(self.name, None, _inet.label(seen))
 
-    def carriage(self, seen: Look | None, carrier: Carrier[OwnedFd]) -> Carriage:
-        """Return what the machine has, or why this one cannot be carried."""
-        obstacle = None if seen is None else _inet.obstacle(seen)
-        return obstacle or carrier.carriage()
+    def obstacle(self, seen: Look) -> Carriage | None:
+        """Return what `_sockets` says."""
+        return _sockets.obstacle(seen)
 
     def write(self, file: OpenFile, node: Node, freight: Freight) -> None:
         """Write it down."""
@@ -88,9 +85,7 @@ class UdpSocket(Ordinary):
                 _inet.write_address(node.add("peer@0"), peer)
             for number, one in enumerate(multicast.memberships(lent)):
                 _write_membership(node.add(f"membership@{number}"), one)
-            (waiting,) = _MEMINFO.unpack(
-                lent.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
-            )
+            waiting = sock.receive_memory(lent)
         if waiting:
             node.set_texts("lost", [f"datagrams that were not read ({waiting} bytes of memory)"])
 

@@ -25,7 +25,7 @@ from fdbox.kinds import _queue, _unix
 from fdbox.kinds.base import Kind, Made, Ordinary, attempt, numbered, with_losses
 from fdbox.linux import sock
 from fdbox.linux.fd import OwnedFd, close_all
-from fdbox.model import Carriage, Description
+from fdbox.model import Description
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fdbox.fdt.tree import Node
     from fdbox.kinds.base import Arrivals, Company, Freight, Loaded, Look, OpenFile
     from fdbox.linux.sockdiag import UnixSocket
-    from fdbox.ports import Carrier
+    from fdbox.model import Carriage
 
 _CLOSED = 0xFFFFFFFF
 #: what the kernel sets where the other end of a connection is closed
@@ -67,10 +67,9 @@ class UnixPair(Ordinary):
         """Return its name, if it has one."""
         return Description(self.name, None, _unix.label(seen))
 
-    def carriage(self, seen: Look | None, carrier: Carrier[OwnedFd]) -> Carriage:
-        """Return what the machine has; of another network namespace nothing is known."""
-        obstacle = None if seen is None else _unix.obstacle(seen)
-        return obstacle or carrier.carriage()
+    def obstacle(self, seen: Look) -> Carriage | None:
+        """Return what `_unix` says."""
+        return _unix.obstacle(seen)
 
     def depends_on(self, file: OpenFile, company: Company) -> Sequence[OpenFile]:
         """Return what is queued in both ends, so that they are made together; CannotCarry if one of them is missing."""

@@ -21,7 +21,7 @@ from fdbox.kinds import _queue, _unix
 from fdbox.kinds.base import Kind, Made, Ordinary
 from fdbox.linux import sock, sockdiag
 from fdbox.linux.fd import OwnedFd
-from fdbox.model import Carriage, Description
+from fdbox.model import Description
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fdbox.fdt.tree import Node
     from fdbox.kinds._queue import Sent
     from fdbox.kinds.base import Arrivals, Company, Freight, Look, OpenFile
-    from fdbox.ports import Carrier
+    from fdbox.model import Carriage
 
 
 class UnixSocket(Ordinary):
@@ -59,10 +59,9 @@ class UnixSocket(Ordinary):
         """Return its name, if it has one."""
         return Description(self.name, None, _unix.label(seen))
 
-    def carriage(self, seen: Look | None, carrier: Carrier[OwnedFd]) -> Carriage:
-        """Return what the machine has, or why this one cannot be carried."""
-        obstacle = None if seen is None else _unix.obstacle(seen)
-        return obstacle or carrier.carriage()
+    def obstacle(self, seen: Look) -> Carriage | None:
+        """Return what `_unix` says."""
+        return _unix.obstacle(seen)
 
     def depends_on(self, file: OpenFile, company: Company) -> Sequence[OpenFile]:
         """Return what is queued in it."""

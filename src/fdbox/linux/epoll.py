@@ -56,12 +56,11 @@ def _parsed(line: str) -> Item:
     # "5 events:       19 data:                5  pos:0 ino:412 sdev:f" (ep_show_fdinfo), but for the number all in hex
     words = line.replace(":", " ").split()
     told = dict(zip(words[1::2], words[2::2], strict=True))
-    device = int(told["sdev"], 16)  # the kernel's own dev_t: 12 bits of major, 20 of minor
     return Item(
         int(words[0]),
         int(told["events"], 16),
         int(told["data"], 16),
-        os.makedev(device >> 20, device & 0xFFFFF),
+        fdinfo.device(int(told["sdev"], 16)),
         int(told["ino"], 16),
     )
 

@@ -84,7 +84,7 @@ def _mark(told: dict[str, str]) -> Mark:
         return Mark(MARK_INODE, flags, events, ignored, handles.parse(told))
     if "mnt_id" in told:
         return Mark(MARK_MOUNT, flags, events, ignored, None, int(told["mnt_id"], 16))
-    return Mark(MARK_FILESYSTEM, flags, events, ignored, None, handles.device(told["sdev"]))
+    return Mark(MARK_FILESYSTEM, flags, events, ignored, None, fdinfo.device(int(told["sdev"], 16)))
 
 
 def add(fd: int, path: str, mark: Mark) -> None:

@@ -9,12 +9,17 @@ import contextlib
 import fcntl
 import os
 import select
+import struct
+import termios
 import warnings
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
+
+
+_INT = struct.Struct("=i")
 
 
 class OwnedFd:
@@ -103,6 +108,11 @@ def is_readable(fd: int, seconds: float = 0.0) -> bool:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     return bool(poller.poll(seconds * 1000))
+
+
+def queued(fd: int) -> int:
+    """Return how many bytes can be read from a borrowed pipe, socket or event queue now (FIONREAD); OSError EBADF, ENOTTY."""
+    return int(_INT.unpack(fcntl.ioctl(fd, termios.FIONREAD, bytes(_INT.size)))[0])
 
 
 def close_all(fds: Iterable[OwnedFd]) -> None:

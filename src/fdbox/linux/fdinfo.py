@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+_MINOR_BITS = 20
+
+
 @dataclass(frozen=True, slots=True)
 class FdInfo:
     """One descriptor's fdinfo; `extra` has the lines that its kind of file adds, by key.
@@ -58,6 +61,11 @@ def parse(text: str) -> FdInfo:
         )
     except (KeyError, ValueError) as error:
         raise KernelError(f"not a fdinfo file: {error}", errno=errno.EINVAL) from error
+
+
+def device(number: int) -> int:
+    """Return a device number as stat(2) has it; the kernel's own has 12 bits of major, 20 of minor (include/linux/kdev_t.h)."""
+    return os.makedev(number >> _MINOR_BITS, number & ((1 << _MINOR_BITS) - 1))
 
 
 def link_of(fd: int) -> str:

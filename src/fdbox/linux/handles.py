@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fdbox.errors import KernelError
+from fdbox.linux import fdinfo
 from fdbox.linux.fd import OwnedFd, open_path
 from fdbox.linux.syscalls import last_error, libc
 
@@ -36,17 +37,11 @@ class Handle(NamedTuple):
 def parse(told: Mapping[str, str]) -> Handle:
     """Return the file of a mark in a fdinfo file, of which `told` are the words (fs/notify/fdinfo.c)."""
     return Handle(
-        device(told["sdev"]),
+        fdinfo.device(int(told["sdev"], 16)),
         int(told["ino"], 16),
         int(told.get("fhandle-type", "0"), 16),
         bytes.fromhex(told.get("f_handle", "")),
     )
-
-
-def device(text: str) -> int:
-    """Return a device number as stat(2) has it; the kernel's own has 12 bits of major and 20 of minor, in hex."""
-    number = int(text, 16)
-    return os.makedev(number >> 20, number & 0xFFFFF)
 
 
 def open_handle(file: Handle) -> OwnedFd:

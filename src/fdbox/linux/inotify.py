@@ -7,7 +7,6 @@ import errno
 import fcntl
 import os
 import struct
-import termios
 from typing import TYPE_CHECKING, NamedTuple
 
 from fdbox.errors import KernelError
@@ -65,11 +64,6 @@ def _parsed(line: str) -> Watch:
     # as in "wd:1 ino:2a sdev:800001 mask:2 ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:..." (fs/notify/fdinfo.c)
     told = dict(word.split(":", 1) for word in line.split())
     return Watch(int(told["wd"]), int(told["mask"], 16), handles.parse(told))
-
-
-def queued(fd: int) -> int:
-    """Return the bytes of events that were not read (FIONREAD). OSError EBADF."""
-    return int(_INT.unpack(fcntl.ioctl(fd, termios.FIONREAD, bytes(_INT.size)))[0])
 
 
 def add(fd: int, path: str, mask: int, number: int) -> None:

@@ -6,15 +6,12 @@ import ctypes
 import errno
 import fcntl
 import os
-import struct
-import termios
 
 from fdbox.errors import KernelError
 from fdbox.linux.fd import OwnedFd
 from fdbox.linux.syscalls import last_error, libc
 
 _SPLICE_F_NONBLOCK = 0x02  # include/linux/splice.h
-_INT = struct.Struct("=i")
 #: F_SETPIPE_SZ takes no more (fs/pipe.c: round_pipe_size)
 MAX_CAPACITY = 1 << 31
 
@@ -46,11 +43,6 @@ def set_capacity(fd: int, size: int) -> None:
             errno=error.errno or 0,
             remedy="raise fs.pipe-max-size and fs.pipe-user-pages-soft, or run as root",
         ) from error
-
-
-def queued(fd: int) -> int:
-    """Return how many bytes are in a pipe (FIONREAD); OSError EBADF, ENOTTY."""
-    return int(_INT.unpack(fcntl.ioctl(fd, termios.FIONREAD, bytes(_INT.size)))[0])
 
 
 def tee(source: int, target: int, length: int) -> int:

@@ -11,10 +11,9 @@ import os
 import socket
 import struct
 import sys
-import termios
 from typing import TYPE_CHECKING, NamedTuple
 
-from fdbox.linux.fd import OwnedFd, close_all
+from fdbox.linux.fd import OwnedFd, close_all, queued
 from fdbox.linux.syscalls import last_error, libc
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 # include/uapi/asm-generic/socket.h
 SO_PEEK_OFF = 42
 _SO_ATTACH_FILTER = 26
+_SO_MEMINFO = 55
 _SO_COOKIE = 57
 _SO_NETNS_COOKIE = 71  # Linux 5.14
 _SCM_PIDFD = 4
@@ -144,7 +144,12 @@ def readable(lent: socket.socket) -> int:
 
     OSError: EINVAL for a listener.
     """
-    return int(_INT.unpack(fcntl.ioctl(lent.fileno(), termios.FIONREAD, bytes(_INT.size)))[0])
+    return queued(lent.fileno())
+
+
+def receive_memory(lent: socket.socket) -> int:
+    """Return the memory that what was not read takes (SO_MEMINFO, SK_MEMINFO_RMEM_ALLOC); OSError."""
+    return int(_INT.unpack(lent.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _INT.size))[0])
 
 
 class Peeked(NamedTuple):

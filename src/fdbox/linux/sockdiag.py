@@ -10,6 +10,7 @@ import sys
 from typing import NamedTuple
 
 from fdbox.errors import KernelError
+from fdbox.linux import fdinfo
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -29,7 +30,6 @@ _PAIR = struct.Struct(
 )  # struct unix_diag_vfs { ino, dev; }, unix_diag_rqlen { rqueue, wqueue; }
 _VFS, _PEER, _LENGTHS, _SHUTDOWN = 1, 2, 4, 6  # UNIX_DIAG_*
 _SHOW = 0x02 | 0x04 | 0x10  # UDIAG_SHOW_VFS, _PEER, _RQLEN
-_MINOR_BITS = 20  # include/linux/kdev_t.h
 _LISTEN = 10  # TCP_LISTEN
 _ANSWER = 1 << 16
 _REMEDIES = {
@@ -110,5 +110,4 @@ def _parse(message: bytes) -> UnixSocket:
 
 def _file(raw: bytes) -> tuple[int, int]:
     inode, device = _PAIR.unpack(raw)
-    number = os.makedev(device >> _MINOR_BITS, device & ((1 << _MINOR_BITS) - 1))
-    return number, int(inode)
+    return fdinfo.device(device), int(inode)
