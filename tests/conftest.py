@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,10 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# Where daemons that tests start write images: not to where the machine's own would.
+os.environ["STATE_DIRECTORY"] = tempfile.mkdtemp(prefix="fdbox-images-")
+atexit.register(shutil.rmtree, os.environ["STATE_DIRECTORY"], ignore_errors=True)
 
 VM_TIMEOUT = 3600  # seconds: the first test that needs the kernel also builds it
 NEEDS_ROOT = ("root", "vm")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from fdbox.errors import KernelError
 
@@ -62,6 +62,30 @@ class Kernel(Protocol):
         """Start the next kernel; returns only by raising."""
 
 
+class Parcel(NamedTuple):
+    """What is sent along in a shipment: a borrowed descriptor, and the token under which it is found again."""
+
+    fd: int
+    token: int
+    #: offsets and lengths of the bytes that go, one behind the other, as a stream; None: the file as it is
+    extents: Sequence[tuple[int, int]] | None = None
+
+
+#: Takes bytes that belong at an offset of a stream. Several threads may call it at once.
+Sink = Callable[[int, memoryview], None]
+
+
+class Stream(Protocol):
+    """Bytes that came, and have to be put where they belong."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes."""
+
+    def pour(self, sink: Sink) -> None:
+        """Hand over all of them, piece by piece in no order; ManifestInvalid if they are not what was sent."""
+
+
 class Shipment(Protocol):
     """What one box sends to the next incarnation; it exists as long as it is not discarded and its holder lives."""
 
@@ -69,11 +93,21 @@ class Shipment(Protocol):
     def name(self) -> str:
         """The name under which the next incarnation finds it."""
 
-    def add(self, parcels: Sequence[tuple[int, int]]) -> None:
-        """Preserve (descriptor, token) pairs, all or raise naming the token in `ParcelRefused`."""
+    @property
+    def carrier(self) -> str:
+        """What carries all but the streams."""
+
+    def add(self, parcels: Sequence[Parcel]) -> None:
+        """Take parcels, all or raise naming the token in `ParcelRefused`; once for each shipment."""
+
+    def is_unchanged(self, token: int) -> bool:
+        """Return whether the bytes of a stream are still those that were sent. Reads all of them."""
 
     def discard(self) -> None:
         """Let go of everything; the originals go on untouched."""
+
+    def release(self) -> None:
+        """Let go of what this process holds, for its end; what can outlive it stays."""
 
 
 class Delivery(Protocol[DescriptorT_co]):
@@ -83,7 +117,10 @@ class Delivery(Protocol[DescriptorT_co]):
         """Return the descriptor that it hangs on, borrowed: while one is open somewhere, nothing of it is lost."""
 
     def take(self, token: int) -> DescriptorT_co:
-        """Return the descriptor that was preserved under `token`; the second time, one of the same open file."""
+        """Return the descriptor that was sent under `token`; the second time, one of the same open file."""
+
+    def stream(self, token: int) -> Stream | None:
+        """Return the bytes that were sent under `token`; None if it is a descriptor to `take`."""
 
     def finish(self) -> None:
         """Tell the carrier that all has been taken; what was not is freed."""
@@ -92,7 +129,17 @@ class Delivery(Protocol[DescriptorT_co]):
 class Carrier(Protocol[DescriptorT_co]):
     """What takes sealed boxes across."""
 
-    name: str
+    #: memory goes as it is, its pages stay where they are, and what is written to it late arrives
+    in_place: bool
+    #: parcels may be streams
+    streams: bool
+
+    @property
+    def name(self) -> str:
+        """What it is called, in lists and replies."""
+
+    def now(self) -> Carrier[DescriptorT_co]:
+        """Return the carrier that takes a box which is sealed now, of those that this one stands for."""
 
     def carriage(self) -> Carriage:
         """Return whether this machine has it now, and why not."""
@@ -100,8 +147,17 @@ class Carrier(Protocol[DescriptorT_co]):
     def probe(self, fd: int, kind: str) -> Carriage:
         """Return whether it takes a descriptor as it is, which is tried out; the answer may be an earlier one of the kind."""
 
-    def ship(self, name: str) -> Shipment:
-        """Begin a shipment."""
+    def ship(self, name: str, replacing: Shipment | None = None) -> Shipment:
+        """Begin a shipment. One that it replaces is let go of as late as can be: once this one is complete."""
+
+    def claim(self, *, has_past: bool) -> Shipment | None:
+        """Return the index that a process before this one has left in this incarnation, to be replaced.
+
+        Without its past, nothing is known of what it names: that stays, then, for the next incarnation.
+        """
+
+    def indexes(self) -> Sequence[str]:
+        """Return the names under which an index of what came may be received, the oldest first."""
 
     def receive(self, name: str) -> Delivery[DescriptorT_co] | None:
         """Return what came under `name`, or None when nothing did."""

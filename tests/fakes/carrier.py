@@ -11,9 +11,10 @@ import errno
 import os
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from fdbox.errors import FdboxError, KernelError
+from fdbox.handover import manifest
 from fdbox.linux import memfd
 from fdbox.linux.fd import OwnedFd, close_all, dup
 from fdbox.model import Carriage
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from fdbox.linux.memfd import Seals
-    from fdbox.ports import Carrier, Kernel
+    from fdbox.ports import Carrier, Kernel, Parcel, Shipment
 
 FIRST, SECOND, THIRD = "first-incarnation", "second-incarnation", "third-incarnation"
 _MAX_NAME = 63
@@ -109,16 +110,22 @@ class _Parcel:
 class FakeShipment:
     """An outgoing session."""
 
+    carrier = "kernel"
+
     def __init__(self, carrier: FakeCarrier, name: str) -> None:
         self.name = name
         self.parcels: dict[int, _Parcel] = {}
         self._carrier = carrier
 
-    def add(self, parcels: Sequence[tuple[int, int]]) -> None:
-        for number, (fd, token) in enumerate(parcels):
+    def add(self, parcels: Sequence[Parcel]) -> None:
+        for number, (fd, token, extents) in enumerate(parcels):
+            assert extents is None, "the kernel takes no streams"
             if number == self._carrier.refuse:
                 raise ParcelRefused("the fake takes no more", token, errno=errno.ENOENT)
             self._preserve(fd, token)
+
+    def is_unchanged(self, token: int) -> bool:
+        raise ValueError(f"{token} is no stream")
 
     def discard(self) -> None:
         if self._carrier.outgoing.get(self.name) is self:
@@ -160,6 +167,9 @@ class FakeDelivery:
             raise KernelError(f"nothing came under the token {token}", errno=errno.ENOENT)
         return self.files[token].dup()
 
+    def stream(self, token: int) -> None:
+        assert token in self.files
+
     def finish(self) -> None:
         self._carrier.finished.append(self.name)
         self.release()
@@ -174,6 +184,8 @@ class FakeCarrier:
     """What lies between two incarnations."""
 
     name: str = "kernel"
+    in_place: bool = True
+    streams: bool = False
     #: None: it works
     obstacle: str | None = None
     #: the parcel of a shipment, from 0, that is refused
@@ -199,6 +211,9 @@ class FakeCarrier:
         for delivery in [*self.incoming.values(), *self.received]:
             delivery.release()
 
+    def now(self) -> Self:
+        return self
+
     def carriage(self) -> Carriage:
         if self.obstacle is None:
             return Carriage(self.name)
@@ -207,7 +222,9 @@ class FakeCarrier:
     def probe(self, fd: int, kind: str) -> Carriage:
         return self.probed.get(kind, Carriage(None, "the fake does not take it", "use another"))
 
-    def ship(self, name: str) -> FakeShipment:
+    def ship(self, name: str, replacing: Shipment | None = None) -> FakeShipment:
+        if replacing is not None:
+            replacing.discard()
         self.on_ship()
         number, self.begun = self.begun, self.begun + 1
         if number == self.refuse_ship:
@@ -218,6 +235,12 @@ class FakeCarrier:
             raise KernelError(f"{name!r} is there already", errno=errno.EEXIST)
         self.outgoing[name] = FakeShipment(self, name)
         return self.outgoing[name]
+
+    def claim(self, *, has_past: bool) -> None:
+        """Nothing is left of a process that is no more."""
+
+    def indexes(self) -> tuple[str, ...]:
+        return (manifest.INDEX_SESSION,)
 
     def receive(self, name: str) -> FakeDelivery | None:
         if name in self.refuse_receive:

@@ -14,9 +14,10 @@ import errno
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from fdbox.errors import KernelError
+from fdbox.handover import manifest
 from fdbox.linux import scm
 from fdbox.linux.fd import OwnedFd, dup
 from fdbox.model import Carriage
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from fdbox.ports import Carrier
+    from fdbox.ports import Carrier, Parcel, Shipment
 
 _TOKEN = struct.Struct("=Q")
 _SO_PEEK_OFF = 42  # include/uapi/asm-generic/socket.h
@@ -54,6 +55,9 @@ class SocketSession:
                     if _TOKEN.unpack(data)[0] == token:
                         return found.dup()
 
+    def stream(self, token: int) -> None:
+        """Everything is to be taken."""
+
     def finish(self) -> None:
         self._fd.close()
 
@@ -64,13 +68,15 @@ class SocketSession:
 class SocketShipment(SocketSession):
     """A session that is being filled."""
 
+    carrier = "kernel"
+
     def __init__(self, name: str) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sender = ours
         super().__init__(name, OwnedFd(theirs.detach()))
 
-    def add(self, parcels: Sequence[tuple[int, int]]) -> None:
-        for fd, token in parcels:
+    def add(self, parcels: Sequence[Parcel]) -> None:
+        for fd, token, _ in parcels:
             scm.send_with_fds(self._sender, _TOKEN.pack(token), [fd])
         self._sender.close()
 
@@ -78,11 +84,19 @@ class SocketShipment(SocketSession):
         self._sender.close()
         super().discard()
 
+    def is_unchanged(self, token: int) -> bool:
+        raise ValueError(f"{token} is no stream")
+
+    def release(self) -> None:
+        self.discard()
+
 
 class SocketCarrier:
     """Sends sessions, and receives those that it was given."""
 
     name = "kernel"
+    in_place = True
+    streams = False
 
     def __init__(self, received: Path, incoming: Mapping[str, int]) -> None:
         """`received` is a folder; `incoming` are inherited descriptors by the session's name."""
@@ -90,15 +104,26 @@ class SocketCarrier:
         self._incoming = incoming
         self.outgoing: dict[str, SocketShipment] = {}
 
+    def now(self) -> Self:
+        return self
+
     def carriage(self) -> Carriage:
         return Carriage(self.name)
 
     def probe(self, fd: int, kind: str) -> Carriage:
         return Carriage(None, "the fake takes memory only", "use another")
 
-    def ship(self, name: str) -> SocketShipment:
+    def ship(self, name: str, replacing: Shipment | None = None) -> SocketShipment:
+        if replacing is not None:
+            replacing.discard()
         self.outgoing[name] = SocketShipment(name)
         return self.outgoing[name]
+
+    def claim(self, *, has_past: bool) -> None:
+        """Nothing is left of a process that is no more."""
+
+    def indexes(self) -> tuple[str, ...]:
+        return (manifest.INDEX_SESSION,)
 
     def receive(self, name: str) -> SocketSession | None:
         note = self._received / name

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fdbox.errors import FdboxError
 from fdbox.fdt import blob
 from fdbox.handover import arrive, seal
+from fdbox.handover.carriers.image import ImageCarrier
 from fdbox.kinds import registry
 from fdbox.kinds.base import Arrivals, Made, look
 from fdbox.linux.fd import OwnedFd, close_all
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from fdbox.fdt.tree import Node
     from fdbox.handover.seal import SealedBox
+    from fdbox.ports import Carrier
     from tests.kinds.samples import Entries, Sample
 
 BOX = BoxKey(0, "conformance")
@@ -57,15 +59,24 @@ class World:
         sample.reboot(self.folder / "twin")
         return seen
 
+    @property
+    def by(self) -> Carrier[OwnedFd]:
+        """What boxes cross by."""
+        return self.carrier
+
+    def cross(self) -> None:
+        """Start the next kernel."""
+        self.carrier.cross(self.kernel)
+
     def seal(self, entries: Entries) -> SealedBox:
-        return seal.seal(BOX, described(entries), self.carrier, self.kernel)
+        return seal.seal(BOX, described(entries), self.by, self.kernel)
 
     def jump(self, sample: Sample, entries: Entries) -> None:
         """Seal, end everything that this kernel holds, and start the next one."""
         sealed = self.seal(entries)
-        index = seal.write_index([sealed], self.carrier, self.kernel)
+        index = seal.write_index([sealed], self.by, self.kernel)
         assert index is not None
-        self.carrier.cross(self.kernel)
+        self.cross()
         sealed.freight.close()
         sealed.manifest.close()
         self.let_go(entries)
@@ -74,7 +85,7 @@ class World:
     def arrive(self) -> tuple[Entries, list[arrive.Loss]]:
         entries: Entries = {}
         losses: list[arrive.Loss] = []
-        for step in arrive.arrive(self.carrier, self.kernel, arrive.Past()):
+        for step in arrive.arrive(self.by, self.kernel, arrive.Past()):
             if isinstance(step, arrive.BoxCame):
                 entries |= {name: one.fd for name, one in step.entries.items()}
                 losses += step.losses
@@ -93,6 +104,23 @@ class World:
         self.carrier.close()
         for sample, folder in self.used:
             sample.reboot(folder)
+
+
+@dataclass
+class ImageWorld(World):
+    """The same, with the real image carrier."""
+
+    _image: ImageCarrier | None = None
+
+    @property
+    def by(self) -> Carrier[OwnedFd]:  # type: ignore[explicit-override]  # typing.override is Python 3.12
+        if self._image is None:
+            self._image = ImageCarrier(self.folder / "images", self.kernel)
+        return self._image
+
+    def cross(self) -> None:  # type: ignore[explicit-override]  # as above
+        super().cross()
+        self._image = None
 
 
 def numbers(entries: Entries) -> dict[str, int]:

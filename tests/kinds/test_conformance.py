@@ -76,25 +76,25 @@ def test_nothing_is_left_of_it_in_a_process_that_uses_it_too(sample: Sample, wor
 
 
 @each(SAMPLES)
-def test_it_is_the_same_in_the_next_incarnation(sample: Sample, world: World) -> None:
-    expected = world.expected(sample)
-    names = list(own := world.make(sample))
-    world.jump(sample, own)
-    entries, losses = world.arrive()
+def test_it_is_the_same_in_the_next_incarnation(sample: Sample, any_world: World) -> None:
+    expected = any_world.expected(sample)
+    names = list(own := any_world.make(sample))
+    any_world.jump(sample, own)
+    entries, losses = any_world.arrive()
     assert list(entries) == names, losses
     for loss, said in zip(losses, sample.lost, strict=True):
         assert said in loss.reason
-    assert world.observe(sample, entries) == expected
+    assert any_world.observe(sample, entries) == expected
 
 
 @each(SAMPLES)
-def test_it_crosses_twice(sample: Sample, world: World) -> None:
-    expected = world.expected(sample)
-    world.jump(sample, world.make(sample))
-    entries, _ = world.arrive()
-    world.jump(sample, entries)
-    entries, _ = world.arrive()
-    assert world.observe(sample, entries) == expected
+def test_it_crosses_twice(sample: Sample, any_world: World) -> None:
+    expected = any_world.expected(sample)
+    any_world.jump(sample, any_world.make(sample))
+    entries, _ = any_world.arrive()
+    any_world.jump(sample, entries)
+    entries, _ = any_world.arrive()
+    assert any_world.observe(sample, entries) == expected
 
 
 @each(SAMPLES)
@@ -109,8 +109,8 @@ def test_the_incarnation_that_saved_it_does_not_load_it(sample: Sample, world: W
 
 
 @each(SAMPLES)
-def test_what_was_not_changed_is_verified(sample: Sample, world: World) -> None:
-    sealed = world.seal(world.make(sample))
+def test_what_was_not_changed_is_verified(sample: Sample, any_world: World) -> None:
+    sealed = any_world.seal(any_world.make(sample))
     try:
         sealed.verify()
     finally:
@@ -118,9 +118,9 @@ def test_what_was_not_changed_is_verified(sample: Sample, world: World) -> None:
 
 
 @each([sample for sample in SAMPLES if sample.disturb is not None])
-def test_a_late_write_is_noticed(sample: Sample, world: World) -> None:
-    entries = world.make(sample)
-    sealed = world.seal(entries)
+def test_a_late_write_is_noticed(sample: Sample, any_world: World) -> None:
+    entries = any_world.make(sample)
+    sealed = any_world.seal(entries)
     try:
         assert sample.disturb is not None
         sample.disturb(conformance.numbers(entries))

@@ -19,6 +19,7 @@ from fdbox.kinds.base import Arrivals, Freight, Made, OpenFile, look
 from fdbox.linux import memfd
 from fdbox.linux.fd import OwnedFd, close_all, dup
 from fdbox.linux.memfd import Seals
+from fdbox.ports import Parcel
 from tests.fakes.carrier import FakeKernel
 from tests.kinds.memories import ACL, MIB, mapped, of_mapping, see_all
 from tests.kinds.samples import Entries, Sample
@@ -192,7 +193,7 @@ class Bench:
         return fd
 
     def take(self, token: int) -> OwnedFd:
-        parcels = {number: fd for fd, number in self.freight.parcels}
+        parcels = {parcel.token: parcel.fd for parcel in self.freight.parcels}
         if token not in parcels:
             raise KernelError("no such token")
         return dup(parcels[token])
@@ -270,7 +271,7 @@ def test_two_descriptions_of_one_memory_send_it_once(bench: Bench) -> None:
     reader = memfd.reopen(fd.fileno(), os.O_RDONLY)
     os.lseek(reader.fileno(), 3, os.SEEK_SET)
     component = KIND.save([bench.file(reader), bench.file(fd)], bench.freight)
-    assert bench.freight.parcels == [(fd.fileno(), 1)], "the one that can write"
+    assert bench.freight.parcels == [Parcel(fd.fileno(), 1)], "the one that can write"
     first, second = bench.load(component)
     assert isinstance(first, OwnedFd)
     assert isinstance(second, OwnedFd)

@@ -39,7 +39,7 @@ CHANGES: list[Record] = [
     NextKernel(loaded=True),
     Change(5, "came", put={"z": Noted("e-5", "")}, session="fdbox-1"),
     Lost(5, "came", "gone", "why"),
-    Arrived(everything=True),
+    Arrived({"fdbox": 0}),
     Change(1, "a", sealed=True),
     Change(1, "a", sealed=False),
 ]
@@ -49,8 +49,7 @@ AFTER = Contents(
         BoxKey(0, "b"): Box(sealed=True),
         BoxKey(5, "came"): Box({"z": Noted("e-5", "")}),
     },
-    arrived={"fdbox-1": 1},
-    everything_came=True,
+    arrived={"fdbox-1": 1, "fdbox": 0},
     lost=[Lost(5, "came", "gone", "why")],
     next_kernel=True,
 )

@@ -76,7 +76,9 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class AllCame:
-    """Nothing more is to come; the index is finished next."""
+    """All boxes of an index are here; it is finished next."""
+
+    session: str
 
 
 Step = Received | BoxCame | Finished | AllCame | Loss
@@ -91,12 +93,22 @@ class Past:
 
 
 def arrive(carrier: Carrier[OwnedFd], kernel: Kernel, past: Past) -> Iterator[Step]:
-    """Yield everything that the last incarnation sent by this carrier. Raises nothing that one entry could cause.
+    """Yield everything that came by this carrier. Raises nothing that one entry could cause.
 
     Raises:
         KernelError: the carrier itself cannot be asked.
     """
-    delivery = yield from _receive(carrier, manifest.INDEX_SESSION, past)
+    for name in carrier.indexes():
+        if name in past.done:
+            yield from _finish(carrier, past, name)
+        else:
+            yield from _index(carrier, kernel, past, name)
+
+
+def _index(
+    carrier: Carrier[OwnedFd], kernel: Kernel, past: Past, name: str
+) -> Generator[Step, None, None]:
+    delivery = yield from _receive(carrier, name, past)
     if delivery is None:
         return
     try:
@@ -105,14 +117,20 @@ def arrive(carrier: Carrier[OwnedFd], kernel: Kernel, past: Past) -> Iterator[St
         yield Loss(None, "", f"the index of what came: {error}")
         return
     for session, box in index.boxes:
-        if session not in past.done:
+        if session in past.done:
+            yield from _finish(carrier, past, session)
+        else:
             yield from _box(carrier, kernel, past, session, box)
-        elif (had := past.sessions.pop(session, None)) is not None:
-            carrier.resume(session, had).finish()
-            yield Finished(session)
-    yield AllCame()
+    yield AllCame(name)
     delivery.finish()
-    yield Finished(manifest.INDEX_SESSION)
+    yield Finished(name)
+
+
+def _finish(carrier: Carrier[OwnedFd], past: Past, session: str) -> Iterator[Step]:
+    """Finish what a process before this one has made safe, and had no time to finish."""
+    if (had := past.sessions.pop(session, None)) is not None:
+        carrier.resume(session, had).finish()
+        yield Finished(session)
 
 
 def _receive(
@@ -180,7 +198,9 @@ class _Loading:
         self._saved = saved
         self._delivery = delivery
         self._made: dict[Place, int] = {}
-        self._arrivals = Arrivals(kernel, delivery.take, self._made, saved.box.owner)
+        self._arrivals = Arrivals(
+            kernel, delivery.take, self._made, saved.box.owner, delivery.stream
+        )
         self._wanted: dict[Place, list[SavedEntry]] = {}
         for entry in saved.entries:
             self._wanted.setdefault(Place(entry.component, entry.file), []).append(entry)

@@ -29,7 +29,7 @@ FIRST_TOKEN = 0
 
 _DIGEST = 32
 #: 10,000 entries take 2 MB; more than this is hostile
-_MAX_BLOB = 256 << 20
+MAX_BLOB = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,29 @@ class Index:
     boxes: tuple[tuple[str, BoxKey], ...]
 
 
+def pack(root: Node) -> bytes:
+    """Return a tree as a blob, and its checksum behind it."""
+    raw = blob.write(root)
+    return raw + hashlib.sha256(raw).digest()
+
+
+def unpack(raw: bytes) -> Node:
+    """Return the tree that `pack` has packed.
+
+    Raises:
+        ManifestInvalid: a bit of it is not as it was.
+    """
+    if hashlib.sha256(raw[:-_DIGEST]).digest() != raw[-_DIGEST:]:
+        raise ManifestInvalid("the manifest is damaged: its checksum does not fit")
+    try:
+        return blob.read(raw[:-_DIGEST])
+    except FdtError as error:
+        raise ManifestInvalid(f"the manifest is damaged: {error.message}") from error
+
+
 def store(root: Node) -> OwnedFd:
     """Return a memfd that holds a tree and its checksum."""
-    raw = blob.write(root)
-    raw += hashlib.sha256(raw).digest()
+    raw = pack(root)
     fd = memfd.create("fdbox-manifest")
     try:
         written = 0
@@ -76,21 +95,11 @@ def store(root: Node) -> OwnedFd:
 
 
 def fetch(fd: int) -> Node:
-    """Return the tree that `store` put into a memfd.
-
-    Raises:
-        ManifestInvalid: a bit of it is not as it was.
-    """
+    """Return the tree that `store` put into a memfd; errors as `unpack`."""
     size = os.fstat(fd).st_size
-    if not _DIGEST < size <= _MAX_BLOB:
+    if not _DIGEST < size <= MAX_BLOB:
         raise ManifestInvalid(f"a manifest of {size} bytes cannot be")
-    raw = os.pread(fd, size, 0)
-    if hashlib.sha256(raw[:-_DIGEST]).digest() != raw[-_DIGEST:]:
-        raise ManifestInvalid("the manifest is damaged: its checksum does not fit")
-    try:
-        return blob.read(raw[:-_DIGEST])
-    except FdtError as error:
-        raise ManifestInvalid(f"the manifest is damaged: {error.message}") from error
+    return unpack(os.pread(fd, size, 0))
 
 
 def check_incarnation(saved_by: str, running: str) -> None:

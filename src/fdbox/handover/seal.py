@@ -6,9 +6,10 @@ What is saved stays valid as long as the `SealedBox` is not thawed: the carrier'
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fdbox.errors import CannotCarry, FdboxError
 from fdbox.handover import manifest, order
@@ -27,7 +28,7 @@ from fdbox.kinds.base import (
 )
 from fdbox.linux import kcmp
 from fdbox.model import BoxKey, Carriage, Description
-from fdbox.ports import ParcelRefused
+from fdbox.ports import Parcel, ParcelRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from fdbox.linux.fd import OwnedFd
     from fdbox.ports import Carrier, Kernel, Shipment
 
+#: the carrier that takes streams
+STREAMS = "image"
 #: left free whatever is saved, so that the machine can go on until it jumps
 RESERVE = 64 << 20
 
@@ -47,6 +50,14 @@ class Part:
     kind: CarriedKind
     files: tuple[OpenFile, ...]
     component: Node
+
+
+class Load(NamedTuple):
+    """What takes one entry across, and how many bytes that are."""
+
+    entry: str
+    carrier: str
+    size: int
 
 
 @dataclass(slots=True)
@@ -76,9 +87,36 @@ class SealedBox:
             for sentence in node.texts("lost")
         ]
 
+    @property
+    def loads(self) -> list[Load]:
+        """What takes each entry, and how many bytes of it; what entries share counts for the first."""
+        found = {
+            name: Load(name, self.shipment.carrier, 0)
+            for part in self.parts
+            for file in part.files
+            for name in file.entries
+        }
+        for parcel in self.freight.parcels:
+            before = found[self.freight.entry_of[parcel.token]]
+            if parcel.extents is None:
+                more = before._replace(size=before.size + os.fstat(parcel.fd).st_size)
+            else:
+                length = sum(length for _, length in parcel.extents)
+                more = Load(before.entry, STREAMS, before.size + length)
+            found[before.entry] = more
+        return list(found.values())
+
     def thaw(self) -> None:
         """Drop what was saved and let the originals go on."""
         self.shipment.discard()
+        self._let_go()
+
+    def end(self) -> None:
+        """Let go of all that this process holds, for its end: what can outlive it stays."""
+        self.shipment.release()
+        self._let_go()
+
+    def _let_go(self) -> None:
         self.manifest.close()
         self.freight.close()
         for part in reversed(self.parts):
@@ -100,6 +138,7 @@ def seal(
         KernelError: the carrier refused.
     In every case all is as it was.
     """
+    carrier = carrier.now()
     _refuse_uncarried(box, entries)
     company = Company(_open_files(entries))
     kinds = {file: _kind_of(box, file, carrier) for file in company.files}
@@ -109,7 +148,14 @@ def seal(
         for file, kind in kinds.items():
             kind.freeze(file)
             undo.callback(kind.thaw, file)
-        freight = Freight(kernel, kernel.free_memory() - RESERVE, company, _places(plan))
+        freight = Freight(
+            kernel,
+            kernel.free_memory() - RESERVE,
+            company,
+            _places(plan),
+            in_place=carrier.in_place,
+            streams=carrier.streams,
+        )
         undo.callback(freight.close)
         with _naming(box):
             parts = tuple(_save(kind, files, freight) for kind, files in plan)
@@ -123,23 +169,31 @@ def seal(
         undo.callback(first.close)
         shipment = carrier.ship(f"fdbox-{secrets.token_hex(16)}")
         undo.callback(shipment.discard)
-        _load_up(shipment, [*freight.parcels, (first.fileno(), FIRST_TOKEN)], freight)
+        _load_up(shipment, [*freight.parcels, Parcel(first.fileno(), FIRST_TOKEN)], freight)
         undo.pop_all()
     return SealedBox(box, parts, shipment, freight, first)
 
 
 def write_index(
-    sealed: Sequence[SealedBox], carrier: Carrier[OwnedFd], kernel: Kernel
+    sealed: Sequence[SealedBox],
+    carrier: Carrier[OwnedFd],
+    kernel: Kernel,
+    replacing: Shipment | None = None,
 ) -> Shipment | None:
-    """Return the shipment that tells the next incarnation what comes; None if nothing does."""
+    """Return the shipment that tells the next incarnation what comes; None if nothing does.
+
+    The one that it replaces is let go of, at the latest moment that the carrier allows.
+    """
     if not sealed:
+        if replacing is not None:
+            replacing.discard()
         return None
     boxes = tuple((one.shipment.name, one.box) for one in sealed)
     tree = manifest.write_index(Index(kernel.incarnation(), boxes))
     with manifest.store(tree) as stored:
-        shipment = carrier.ship(manifest.INDEX_SESSION)
+        shipment = carrier.now().ship(manifest.INDEX_SESSION, replacing)
         try:
-            shipment.add([(stored.fileno(), FIRST_TOKEN)])
+            shipment.add([Parcel(stored.fileno(), FIRST_TOKEN)])
         except BaseException:
             shipment.discard()
             raise
@@ -255,7 +309,8 @@ def _saved_entries(names: Iterable[str], parts: Sequence[Part]) -> Iterator[Save
     return (SavedEntry(name, *places[name]) for name in names)
 
 
-def _load_up(shipment: Shipment, parcels: Sequence[tuple[int, int]], freight: Freight) -> None:
+def _load_up(shipment: Shipment, parcels: Sequence[Parcel], freight: Freight) -> None:
+    freight.shipment = shipment
     try:
         shipment.add(parcels)
     except ParcelRefused as error:

@@ -1,12 +1,16 @@
-"""A file's bytes as a parcel: a memfd with all that is not a hole, one piece behind the other.
+"""A file's bytes as a parcel: all that is not a hole, one piece behind the other.
 
     size; token; extents = <offset length ...>;    in a node of the kind's own
+
+The parcel is a copy in a memfd, where the carrier leaves memory in place and there is room for it; else a stream.
 
 A kind sends with `send`, compares with `same` (in its `verify`), and makes the bytes again with `receive`.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -59,17 +63,25 @@ def send(file: OpenFile, node: Node, freight: Freight, extents: Extents | None =
     """
     if extents is None:
         extents = memfd.data_extents(file.fd)
-    length = sum(length for _, length in extents)
-    take_room(file, length + NOTES, freight)
-    copy = memfd.create("fdbox-copy")
-    token = freight.give(copy, file.entry)
     size = os.fstat(file.fd).st_size
-    os.ftruncate(copy.fileno(), length)
-    with memfd.reopen(file.fd, os.O_RDONLY) as source:
-        _copy(source.fileno(), _writer(copy.fileno()), _pieces(extents))
+    length = sum(length for _, length in extents)
+    if freight.streams and not (freight.in_place and length + NOTES <= freight.free):
+        token = freight.stream(file.fd, extents, file.entry)
+    else:
+        take_room(file, length + NOTES, freight)
+        token = _send_copy(file, extents, length, freight)
     node.set_u64("size", size)
     node.set_u64("token", token)
     write_extents(node, extents)
+
+
+def _send_copy(file: OpenFile, extents: Extents, length: int, freight: Freight) -> int:
+    copy = memfd.create("fdbox-copy")
+    token = freight.give(copy, file.entry)
+    os.ftruncate(copy.fileno(), length)
+    with memfd.reopen(file.fd, os.O_RDONLY) as source:
+        _copy(source.fileno(), _writer(copy.fileno()), _pieces(extents))
+    return token
 
 
 def same(file: OpenFile, node: Node, freight: Freight, now: Extents | None = None) -> bool:
@@ -85,16 +97,20 @@ def same(file: OpenFile, node: Node, freight: Freight, now: Extents | None = Non
     """
     if os.fstat(file.fd).st_size != node.u64("size"):
         return False
-    sent = read_extents(node)
+    sent, token = read_extents(node), node.u64("token")
     now = memfd.data_extents(file.fd) if now is None else now
-    copy = freight.sent(node.u64("token"))
     with memfd.reopen(file.fd, os.O_RDONLY) as source:
+        if not all(
+            is_zero(os.pread(source.fileno(), length, start))
+            for start, _, length in _pieces(_without(now, sent))
+        ):
+            return False
+        if freight.is_stream(token):
+            return freight.is_unchanged(token)
+        copy = freight.sent(token)
         return all(
             os.pread(source.fileno(), length, start) == os.pread(copy, length, at)
             for start, at, length in _pieces(sent)
-        ) and all(
-            is_zero(os.pread(source.fileno(), length, start))
-            for start, _, length in _pieces(_without(now, sent))
         )
 
 
@@ -133,14 +149,43 @@ def receive(node: Node, arrivals: Arrivals, fd: int, write: Write | None = None)
         FdtError: the properties make no sense, or do not fit what came.
         OSError: as writing gives it.
     """
-    extents = read_extents(node)
-    with arrivals.take(node.u64("token")) as copy:
+    extents, token = read_extents(node), node.u64("token")
+    write = write or _writer(fd)
+    if (stream := arrivals.stream(token)) is not None:
+        _expect_bytes(node, stream.size, extents)
+        os.ftruncate(fd, node.u64("size"))
+        stream.pour(_Spread(extents, write))
+        return
+    with arrivals.take(token) as copy:
         expect_memory(node, copy.fileno())
-        if os.fstat(copy.fileno()).st_size != sum(length for _, length in extents):
-            raise FdtError(f"what came for {node.name} has not as many bytes as its extents")
+        _expect_bytes(node, os.fstat(copy.fileno()).st_size, extents)
         os.ftruncate(fd, node.u64("size"))
         pieces = ((at, start, length) for start, at, length in _pieces(extents))
-        _copy(copy.fileno(), write or _writer(fd), pieces)
+        _copy(copy.fileno(), write, pieces)
+
+
+class _Spread:
+    """Puts the bytes of a stream where they belong in the file."""
+
+    def __init__(self, extents: Extents, write: Write) -> None:
+        self._extents = extents
+        self._write = write
+        #: where in the stream each extent ends
+        self._ends = list(itertools.accumulate(length for _, length in extents))
+
+    def __call__(self, offset: int, piece: memoryview) -> None:
+        at = bisect.bisect_right(self._ends, offset)
+        while piece:
+            start, length = self._extents[at]
+            within = offset - (self._ends[at] - length)
+            taken = min(length - within, len(piece))
+            _write_all(self._write, piece[:taken], start + within)
+            offset, piece, at = offset + taken, piece[taken:], at + 1
+
+
+def _expect_bytes(node: Node, count: int, extents: Extents) -> None:
+    if count != sum(length for _, length in extents):
+        raise FdtError(f"what came for {node.name} has not as many bytes as its extents")
 
 
 def expect_memory(node: Node, fd: int) -> None:
@@ -193,6 +238,10 @@ def _copy(source: int, write: Write, pieces: Iterator[tuple[int, int, int]]) -> 
     for start, to, length in pieces:
         if os.preadv(source, [buffer[:length]], start) != length:
             raise KernelError("the file became shorter while it was read", remedy="seal again")
-        written = 0
-        while written < length:
-            written += write(buffer[written:length], to + written)
+        _write_all(write, buffer[:length], to)
+
+
+def _write_all(write: Write, piece: memoryview, offset: int) -> None:
+    while piece:
+        written = write(piece, offset)
+        offset, piece = offset + written, piece[written:]

@@ -212,10 +212,14 @@ def is_regular(seen: Look) -> bool:
 
 def send_in_place(file: OpenFile, node: Node, freight: Freight) -> bool:
     """Send the memory itself if it is of the kernel's ordinary pages, and that does no harm; return whether."""
+    if not freight.in_place:
+        return False
     status, seals = os.fstat(file.fd), memfd.get_seals(file.fd)
     held = status.st_blocks * 512
     holes = max(0, status.st_size - held)
     if _gets_seals(seals, status.st_mode) or (holes > held and holes >= _WORTH_PACKING):
+        return False
+    if freight.streams and holes + _dense.NOTES > freight.free:
         return False
     _dense.take_room(file, holes + _dense.NOTES, freight)
     node.set_u64("token", freight.lend(file.fd, file.entry))

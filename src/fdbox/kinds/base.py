@@ -30,12 +30,13 @@ from fdbox.fdt.tree import Node
 from fdbox.linux import fdinfo, kcmp, memfd, sock
 from fdbox.linux.fd import OwnedFd, close_all
 from fdbox.model import Carriage, Description
+from fdbox.ports import Parcel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from fdbox.linux.sock import Family
-    from fdbox.ports import Carrier, Kernel
+    from fdbox.ports import Carrier, Kernel, Shipment, Stream
 
 
 class Look(NamedTuple):
@@ -182,17 +183,29 @@ class Freight:
     free: int
     company: Company = field(default_factory=lambda: Company(()))
     places: Mapping[OpenFile, Place] = field(default_factory=dict)
-    parcels: list[tuple[int, int]] = field(default_factory=list)
+    #: memory can be lent as it is, and arrives with what is written to it late
+    in_place: bool = True
+    #: `stream` can be asked for
+    streams: bool = False
+    parcels: list[Parcel] = field(default_factory=list)
     #: the entry that a parcel belongs to, for errors
     entry_of: dict[int, str] = field(default_factory=dict)
+    #: what takes the parcels, once it has taken them
+    shipment: Shipment | None = None
     _own: list[OwnedFd] = field(default_factory=list)
 
     def lend(self, fd: int, entry: str) -> int:
         """Send a borrowed descriptor along; return its token."""
-        token = len(self.parcels) + 1
-        self.parcels.append((fd, token))
-        self.entry_of[token] = entry
-        return token
+        return self._add(fd, entry, None)
+
+    def stream(self, fd: int, extents: Sequence[tuple[int, int]], entry: str) -> int:
+        """Send bytes of a borrowed file along, one extent behind the other; return their token."""
+        return self._add(fd, entry, extents)
+
+    def is_unchanged(self, token: int) -> bool:
+        """Return whether the bytes of a stream are still those that were sent."""
+        assert self.shipment is not None, "nothing was sent yet"
+        return self.shipment.is_unchanged(token)
 
     def give(self, fd: OwnedFd, entry: str) -> int:
         """Send a descriptor along that the freight owns from now on; return its token."""
@@ -201,12 +214,26 @@ class Freight:
 
     def sent(self, token: int) -> int:
         """Return the descriptor that goes under a token, borrowed."""
-        return self.parcels[token - 1][0]
+        return self.parcels[token - 1].fd
+
+    def is_stream(self, token: int) -> bool:
+        """Return whether bytes go under a token, rather than a descriptor."""
+        return self.parcels[token - 1].extents is not None
 
     def close(self) -> None:
         """Close what was given."""
         own, self._own = self._own, []
         close_all(own)
+
+    def _add(self, fd: int, entry: str, extents: Sequence[tuple[int, int]] | None) -> int:
+        token = len(self.parcels) + 1
+        self.parcels.append(Parcel(fd, token, extents))
+        self.entry_of[token] = entry
+        return token
+
+
+def _no_stream(token: int) -> Stream | None:
+    """Return that everything is to be taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +247,8 @@ class Arrivals:
     made: Mapping[Place, int] = field(default_factory=dict)
     #: the user whose box it is: makes nothing for him where he could not
     owner: int = 0
+    #: returns the bytes that came under a token, where they have to be put in their place; None: `take` it
+    stream: Callable[[int], Stream | None] = _no_stream
 
     def file(self, place: Place) -> int:
         """Return a descriptor of what this file depends on, borrowed.

@@ -22,7 +22,7 @@ _HOW = struct.Struct("=QQQ")  # struct open_how { __u64 flags, mode, resolve; }
 # include/uapi/linux/openat2.h
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS = 0x02, 0x04
 #: types of file systems (include/uapi/linux/magic.h)
-TMPFS, HUGETLBFS, FUSE = 0x01021994, 0x958458F6, 0x65735546
+TMPFS, RAMFS, HUGETLBFS, FUSE = 0x01021994, 0x858458F6, 0x958458F6, 0x65735546
 _REMEDIES = {
     errno.ENOENT: "make it again, and put it into a box anew",
     errno.ELOOP: "a part of the path is a symbolic link now; it was none",
@@ -49,6 +49,11 @@ class Identity(NamedTuple):
         if os.major(self.device) and self.device != other.device:
             return False
         return not (self.born and other.born) or self.born == other.born
+
+
+def is_regular(fd: int) -> bool:
+    """Return whether a borrowed descriptor is of a regular file, memory among them. OSError EBADF."""
+    return stat.S_ISREG(os.fstat(fd).st_mode)
 
 
 def identity(fd: int) -> Identity:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from fdbox.errors import FdboxError
 from fdbox.handover import arrive
 from fdbox.handover.arrive import AllCame, BoxCame, Finished, Loss, Past, Received, Step
-from fdbox.handover.manifest import INDEX_SESSION
 from fdbox.linux.fd import OwnedFd, close_all, dup
 from fdbox.model import BoxKey
 from fdbox.service.journal import Arrived, Change, Lost, Record
@@ -43,12 +42,7 @@ class Arrival:
     async def receive(self) -> None:
         """Take everything in."""
         try:
-            if self._keep is None or not self._keep.contents.everything_came:
-                await self._receive()
-            elif (
-                INDEX_SESSION in self._sessions
-            ):  # the process before this one died right before it let it go
-                self._keep.let_go_of_session(INDEX_SESSION)
+            await self._receive()
         finally:
             close_all(self._sessions.values())  # of what stays unfinished, the keeper has its own
 
@@ -85,7 +79,7 @@ class Arrival:
             case Finished():
                 self._let_go(step.session)
             case AllCame():
-                self._write(Arrived(everything=True))
+                self._write(Arrived({step.session: 0}))
             case Loss():
                 self._note(step)
         self._vault.reached(f"arrival: {type(step).__name__}")

@@ -11,6 +11,7 @@ import msgspec
 from fdbox.errors import ConfigurationError
 
 SYSTEM_PATH = Path("/etc/fdbox/config.toml")
+SYSTEM_IMAGES = Path("/var/lib/fdbox")
 
 
 class QuotaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,12 +35,19 @@ class UpdateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout: float = 60.0
 
 
+class ImageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[image]: where sealed boxes are written that no kernel carries; empty: in the place of such things."""
+
+    directory: str = ""
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
     quota: QuotaSettings = QuotaSettings()
     server: ServerSettings = ServerSettings()
     update: UpdateSettings = UpdateSettings()
+    image: ImageSettings = ImageSettings()
 
 
 def default_path() -> Path:
@@ -48,6 +56,17 @@ def default_path() -> Path:
         return SYSTEM_PATH
     home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(home) / "fdbox" / "config.toml"
+
+
+def image_directory(settings: ImageSettings) -> Path:
+    """Return where images go: as configured, else where systemd says (StateDirectory=), else of the machine or the user."""
+    if settings.directory:
+        return Path(settings.directory)
+    if given := os.environ.get("STATE_DIRECTORY"):
+        return Path(given.partition(":")[0])
+    if os.geteuid() == 0:
+        return SYSTEM_IMAGES
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "fdbox"
 
 
 def load(path: Path | None) -> Config:
@@ -80,4 +99,6 @@ def parse(text: str, origin: str) -> Config:
         for name in section.__struct_fields__:
             if not getattr(section, name) > 0:
                 raise ConfigurationError(f"{origin}: {name} must be more than 0")
+    if config.image.directory and not Path(config.image.directory).is_absolute():
+        raise ConfigurationError(f"{origin}: [image] directory must be an absolute path")
     return config

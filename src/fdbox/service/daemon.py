@@ -13,6 +13,8 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from fdbox.errors import FdboxError, KeeperGone, UpdateInProgress, UpgradeRefused
+from fdbox.handover.carriers.choice import KernelAndImage
+from fdbox.handover.carriers.image import ImageCarrier
 from fdbox.handover.carriers.kernel import KernelCarrier
 from fdbox.keeper import protocol
 from fdbox.linux import sdnotify
@@ -22,7 +24,7 @@ from fdbox.ports import go_on
 from fdbox.service import upgrade
 from fdbox.service.arrival import Arrival
 from fdbox.service.boxes import Quota
-from fdbox.service.config import load
+from fdbox.service.config import image_directory, load
 from fdbox.service.keep import LISTENER, Keep
 from fdbox.service.live import LiveUpdate
 from fdbox.service.methods import Methods
@@ -55,7 +57,9 @@ def run(config: Path | None, socket: Path) -> Heirlooms | None:
     given = sdnotify.take_inherited(os.environ)
     kernel = RunningKernel()
     check = functools.partial(upgrade.check_code_on_disk, config)
-    make = functools.partial(Service, load(config), KernelCarrier(), kernel, check=check)
+    settings = load(config)
+    carrier = KernelAndImage(KernelCarrier(), ImageCarrier(image_directory(settings.image), kernel))
+    make = functools.partial(Service, settings, carrier, kernel, check=check)
     loop = asyncio.new_event_loop()
     try:
         # Not asyncio.run, which waits for the threads that close what clients have opened: that may take long.

@@ -64,10 +64,9 @@ class Change(msgspec.Struct, frozen=True, omit_defaults=True, tag="box"):
 
 
 class Arrived(msgspec.Struct, frozen=True, tag="arrived"):
-    """What the last kernel left has come: this many entries in each session, or `everything`."""
+    """What the last kernel left has come: this many entries in each session; none in that of an index."""
 
     sessions: dict[str, int] = {}
-    everything: bool = False
 
 
 class Lost(msgspec.Struct, frozen=True, tag="lost"):
@@ -101,9 +100,8 @@ class Contents:
     """What all records together say."""
 
     boxes: dict[BoxKey, Box] = field(default_factory=dict)
-    #: session -> entries that came in it from the last kernel, and whether nothing more is to come
+    #: session -> entries that came in it from the last kernel
     arrived: dict[str, int] = field(default_factory=dict)
-    everything_came: bool = False
     lost: list[Lost] = field(default_factory=list)
     next_kernel: bool = False
 
@@ -114,7 +112,6 @@ class Contents:
                 self._change(record)
             case Arrived():
                 self.arrived.update(record.sessions)
-                self.everything_came |= record.everything
             case Lost():
                 self.lost.append(record)
             case NextKernel():
@@ -138,7 +135,7 @@ class Contents:
         """Yield the fewest records that say the same."""
         if self.next_kernel:
             yield NextKernel(loaded=True)
-        yield Arrived(dict(self.arrived), self.everything_came)
+        yield Arrived(dict(self.arrived))
         yield from self.lost
         for key, box in self.boxes.items():
             sealed = True if box.sealed else None

@@ -291,10 +291,9 @@ class Vault:
 
     def _publish(self) -> None:
         """Replace the index of all sealed boxes, so that they cross whoever makes the jump."""
-        if self._index is not None:
-            self._index.discard()
-            self._index = None
-        self._index = seal.write_index(list(self._sealed.values()), self.carrier, self.kernel)
+        self._index = seal.write_index(
+            list(self._sealed.values()), self.carrier, self.kernel, self._index
+        )
 
     async def _run(self, work: Callable[[], T]) -> T:
         """Do what may take long in the one worker, to its end: a caller who goes away must not leave half of it."""
@@ -357,7 +356,9 @@ class Vault:
         self.note_next_kernel(loaded=False)
 
     async def seal_again(self) -> None:
-        """Seal what was sealed when the process before this one ended: what it had saved has ended with it."""
+        """Seal what was sealed when the process before this one ended: what it had saved has ended with it, or is old."""
+        has_past = self.keep is not None and bool(self.keep.contents.boxes)
+        self._index = await self._run(lambda: self.carrier.claim(has_past=has_past))
         if self.keep is None:
             return
         wanted = [key for key, box in self.keep.contents.boxes.items() if box.sealed]
@@ -369,6 +370,7 @@ class Vault:
                 log.error("%s %s", key, loss.reason)  # noqa: TRY400 - the sentence says it all
                 self.losses.append(loss)
                 self.keep.write(Change(key.owner, key.name, sealed=False))
+        await self._run(self._publish)
 
     async def hand_over(self) -> list[tuple[str, OwnedFd]]:
         """Return the descriptors by their keys, for the process that takes over, and drop what is saved of them."""
@@ -389,8 +391,8 @@ class Vault:
 
     async def _drop_saved(self) -> None:
         if self._index is not None:
-            self._index.discard()
+            self._index.release()
             self._index = None
         for sealed in self._sealed.values():
-            await self._run(sealed.thaw)
+            await self._run(sealed.end)
         self._sealed.clear()

@@ -107,7 +107,7 @@ class _Again:
     """A delivery of what was just shipped, as if it had come from another kernel."""
 
     def __init__(self, sealed: seal.SealedBox) -> None:
-        self._parcels = {token: fd for fd, token in sealed.freight.parcels}
+        self._parcels = {parcel.token: parcel.fd for parcel in sealed.freight.parcels}
         self._parcels[0] = sealed.manifest.fileno()
 
     def fileno(self) -> int:
@@ -115,6 +115,9 @@ class _Again:
 
     def take(self, token: int) -> OwnedFd:
         return memfd.reopen(self._parcels[token], os.O_RDWR)
+
+    def stream(self, token: int) -> None:
+        raise AssertionError("nothing was sent as a stream")
 
     def finish(self) -> None:
         raise AssertionError("nothing was loaded")

@@ -10,7 +10,7 @@ from fdbox.handover.carriers.kernel import KernelCarrier
 from fdbox.linux import liveupdate, memfd
 from fdbox.linux.fd import OwnedFd
 from fdbox.linux.liveupdate import Device
-from fdbox.ports import ParcelRefused
+from fdbox.ports import Parcel, ParcelRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +61,8 @@ def check_carrier() -> None:
     assert carrier.receive("none") is None
     shipment = carrier.ship("box")
     with memfd.create("good", 4096) as good, memfd.create("twice", 4096) as twice:
-        parcels = [(good.fileno(), 1), (twice.fileno(), 2), (twice.fileno(), (1 << 64) - 1)]
+        pairs = [(good.fileno(), 1), (twice.fileno(), 2), (twice.fileno(), (1 << 64) - 1)]
+        parcels = [Parcel(fd, token) for fd, token in pairs]
         error = refused(ParcelRefused, lambda: shipment.add(parcels))
         assert error.token == (1 << 64) - 1, error.token
         shipment.discard()

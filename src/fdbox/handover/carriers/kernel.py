@@ -12,9 +12,10 @@ import secrets
 import struct
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from fdbox.errors import KernelError, NoRoom
+from fdbox.handover.manifest import INDEX_SESSION
 from fdbox.linux import liveupdate, memfd
 from fdbox.linux.fd import OwnedFd
 from fdbox.linux.liveupdate import Device, Session
@@ -24,7 +25,7 @@ from fdbox.ports import ParcelRefused
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fdbox.ports import Clock
+    from fdbox.ports import Clock, Parcel, Shipment
 
 _OUTCOME = struct.Struct("=iq")  # errno (0: all preserved), token
 _UNEXPECTED = -1
@@ -35,6 +36,8 @@ class KernelCarrier:
     """/dev/liveupdate of the running kernel."""
 
     name = "kernel"
+    in_place = True
+    streams = False
 
     def __init__(self, path: str = liveupdate.DEVICE, clock: Clock = time.monotonic) -> None:
         """Take the device's path; nothing is opened yet."""
@@ -45,6 +48,10 @@ class KernelCarrier:
         self._answer = Carriage(None)
         self._takes: dict[str, Carriage] = {}
         self._lock = threading.Lock()  # this process must not be in its own way
+
+    def now(self) -> Self:
+        """Return this one."""
+        return self
 
     def carriage(self) -> Carriage:
         """Return whether the running kernel carries memory: tried with a page of it, until it has worked once.
@@ -80,10 +87,19 @@ class KernelCarrier:
         self._takes[kind] = has
         return has
 
-    def ship(self, name: str) -> _Shipment:
-        """Begin a session; errors as `Device.open` and `Device.create_session`."""
+    def ship(self, name: str, replacing: Shipment | None = None) -> _Shipment:
+        """Begin a session; errors as `Device.open` and `Device.create_session`. No two can have one name."""
+        if replacing is not None:
+            replacing.discard()
         with self._lock, Device.open(self._path) as device:
             return _Shipment(name, device.create_session(name))
+
+    def claim(self, *, has_past: bool) -> None:
+        """Return None: what a process has preserved ends with it."""
+
+    def indexes(self) -> tuple[str, ...]:
+        """Return the one name that there is."""
+        return (INDEX_SESSION,)
 
     def receive(self, name: str) -> _Delivery | None:
         """Return the session of that name from the last kernel; None where it, or the whole device, is not there."""
@@ -112,12 +128,14 @@ class KernelCarrier:
 class _Shipment:
     """An outgoing session."""
 
+    carrier = KernelCarrier.name
+
     def __init__(self, name: str, session: Session) -> None:
         self.name = name
         self.session = session
 
-    def add(self, parcels: Sequence[tuple[int, int]]) -> None:
-        """Preserve (descriptor, token) pairs, in a child.
+    def add(self, parcels: Sequence[Parcel]) -> None:
+        """Preserve parcels, in a child.
 
         Raises:
             ParcelRefused: the kernel does not take one; what it took before stays until `discard`.
@@ -140,16 +158,25 @@ class _Shipment:
         if code:
             _raise_refusal(code, token)
 
+    def is_unchanged(self, token: int) -> bool:
+        """Never asked: the kernel takes no streams."""
+        raise ValueError(f"{token} is no stream")
+
     def discard(self) -> None:
         """Close the session: the kernel lets go of everything."""
         self.session.close()
 
-    def _preserve_and_exit(self, parcels: Sequence[tuple[int, int]], answer: int) -> None:
+    def release(self) -> None:
+        """Close the session, for nothing can outlive its holder."""
+        self.discard()
+
+    def _preserve_and_exit(self, parcels: Sequence[Parcel], answer: int) -> None:
         """Preserve everything and say how it went: no more than that, for other threads' locks may be held for ever."""
         code, token = _UNEXPECTED, 0
         try:
             _volunteer()
-            for token in self.session.preserve_each(parcels):  # noqa: B007 - the last one is told
+            pairs = [(parcel.fd, parcel.token) for parcel in parcels]
+            for token in self.session.preserve_each(pairs):  # noqa: B007 - the last one is told
                 pass
             code = 0
         except KernelError as error:
@@ -192,6 +219,9 @@ class _Delivery:
     def take(self, token: int) -> OwnedFd:
         """Return what was preserved under `token`; errors as `Session.retrieve`."""
         return self._session.retrieve(token)
+
+    def stream(self, token: int) -> None:
+        """Return that it is to be taken: the kernel brings no streams."""
 
     def finish(self) -> None:
         """Let the kernel go, and close the session."""

@@ -1,0 +1,394 @@
+"""The image carrier: sealed boxes as files, for kernels without a Live Update Orchestrator, and for a plain reboot.
+
+    DIRECTORY/INCARNATION/index             which boxes were sealed when the kernel of that boot id ended
+    DIRECTORY/INCARNATION/NAME.image        one box
+    DIRECTORY/INCARNATION/NAME.done         one that has arrived, while others have not
+    DIRECTORY/INCARNATION/NAME.kept         one of which something could not be made again: for somebody who still can
+    DIRECTORY/INCARNATION/*.new             what is being written; without a meaning
+
+A power cut at any point leaves either the boxes as an index names them, or none. A file is complete, and safe
+(fsync), before it gets its name; the index comes after the boxes; it is replaced in one step; and no box goes before
+an index is safe that does not name it. An arrival takes the index away first, and the boxes after it.
+
+What is in the folder of the running kernel's own incarnation is never read: nothing is loaded where it was saved.
+Memory goes as it was when it was sealed; what is written to it late, `is_unchanged` notices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+from typing import TYPE_CHECKING
+
+from fdbox.errors import FdboxError, KernelError, ManifestInvalid, NoRoom
+from fdbox.handover.carriers import chunks, imagefile
+from fdbox.handover.manifest import INDEX_SESSION
+from fdbox.linux import files, paths
+from fdbox.linux.fd import OwnedFd, open_path
+from fdbox.model import Carriage
+from fdbox.ports import ParcelRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from fdbox.handover.carriers.imagefile import Stored
+    from fdbox.ports import Kernel, Parcel, Shipment, Sink, Stream
+
+#: left free on the file system, whatever is written
+RESERVE = 16 << 20
+_INDEX = "index"
+_ANYWHERE_ELSE = "name another folder: [image] directory in the configuration"
+
+
+class ImageCarrier:
+    """Files in a folder."""
+
+    name = "image"
+    in_place = False
+    streams = True
+
+    def __init__(self, directory: Path, kernel: Kernel) -> None:
+        """Take the folder, which is made when it is needed."""
+        self.directory = directory
+        self._kernel = kernel
+        #: what was shipped and not discarded, and what the published index can name
+        self.live: dict[str, _Shipment] = {}
+        self._published: frozenset[str] = frozenset()
+        self._works = False
+
+    @property
+    def own(self) -> Path:
+        """Where this incarnation writes."""
+        return self.directory / self._kernel.incarnation()
+
+    def now(self) -> ImageCarrier:
+        """Return this one."""
+        return self
+
+    def carriage(self) -> Carriage:
+        """Return whether the folder is there, or can be made, and outlives the kernel."""
+        if self._works:
+            return Carriage(self.name)
+        there = next(path for path in (self.directory, *self.directory.parents) if path.exists())
+        try:
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            with open_path(there, os.O_RDONLY | os.O_DIRECTORY) as folder:
+                in_memory = paths.filesystem(folder.fileno()) in (paths.TMPFS, paths.RAMFS)
+        except OSError as error:
+            why = f"no image can be written to {self.directory}: {error.strerror}"
+            return Carriage(None, why, _ANYWHERE_ELSE)
+        if in_memory:
+            why = f"{self.directory} is in memory, and ends with the kernel"
+            return Carriage(None, why, _ANYWHERE_ELSE)
+        self._works = True
+        return Carriage(self.name)
+
+    def probe(self, fd: int, kind: str) -> Carriage:  # noqa: ARG002 - of a device there is nothing to write
+        """Return that no device goes into a file."""
+        return Carriage(
+            None, f"only a kernel could carry a {kind}, and this one carries nothing", _NO_DEVICE
+        )
+
+    def ship(self, name: str, replacing: Shipment | None = None) -> _Shipment:
+        """Begin a shipment; the file is there when it is complete."""
+        return _Shipment(self, name, replacing)
+
+    def claim(self, *, has_past: bool) -> _Shipment | None:
+        """Return the index that a process before this one has left in this incarnation.
+
+        Without its past, nothing can be said of what it names: that is left, then, for the next incarnation.
+        """
+        if not (self.own / _INDEX).exists():
+            return None
+        if has_past:
+            return _Shipment(self, INDEX_SESSION)
+        for number in itertools.count(1):
+            aside = self.directory / f"{self.own.name}.{number}"
+            if not aside.exists():
+                self.own.rename(aside)
+                files.sync_folder(self.directory)
+                return None
+        raise AssertionError("there are always more numbers")
+
+    def indexes(self) -> list[str]:
+        """Return what other incarnations have left, the oldest first."""
+        found = [folder / _INDEX for folder in self._foreign() if (folder / _INDEX).exists()]
+        found.sort(key=lambda path: path.stat().st_mtime_ns)
+        return [f"{INDEX_SESSION}@{path.parent.name}" for path in found]
+
+    def receive(self, name: str) -> _Delivery | None:
+        """Return what another incarnation has left under a name.
+
+        Raises:
+            ManifestInvalid: it is damaged.
+            KernelError: it cannot be read.
+        """
+        path = self._find(name)
+        if path is None:
+            return None
+        try:
+            return _Delivery(files.open_direct(path, os.O_RDONLY), path)
+        except OSError as error:
+            raise _failed("read", path, error) from error
+
+    def resume(self, name: str, fd: OwnedFd) -> _Delivery:
+        """Return what a process before this one has received; the file may have gone meanwhile."""
+        return _Delivery(fd, self._find(name))
+
+    def _foreign(self) -> list[Path]:
+        """Return the folders of other incarnations."""
+        own = self.own.name
+        try:
+            folders = [path for path in self.directory.iterdir() if path.is_dir()]
+        except FileNotFoundError:
+            return []
+        return sorted(path for path in folders if path.name.partition(".")[0] != own)
+
+    def _find(self, name: str) -> Path | None:
+        session, _, incarnation = name.partition("@")
+        if incarnation:
+            candidates = [self.directory / incarnation / _INDEX]
+        else:
+            ends = (".image", ".done")
+            candidates = [folder / f"{session}{end}" for folder in self._foreign() for end in ends]
+        return next((path for path in candidates if path.exists()), None)
+
+    # --- for the shipments -------------------------------------------------------------------------------------------
+
+    def path_of(self, name: str) -> Path:
+        """Return where a shipment goes."""
+        return self.own / (_INDEX if name == INDEX_SESSION else f"{name}.image")
+
+    def published(self) -> None:
+        """Take note that an index is safe which names what is live, or that there is none; let go of all else."""
+        self._published = frozenset(self.live)
+        kept = {self.path_of(name).name for name in self.live}
+        with contextlib.suppress(FileNotFoundError):
+            for path in self.own.iterdir():
+                if path.name not in kept:
+                    path.unlink()
+            files.sync_folder(self.own)
+
+    def dropped(self, name: str) -> None:
+        """Let go of a shipment: at once if no index can name it, else when the next index is safe."""
+        self.live.pop(name, None)
+        if name == INDEX_SESSION:
+            self.path_of(name).unlink(missing_ok=True)
+            files.sync_folder(self.own)
+            self.published()
+        elif name not in self._published:
+            self.path_of(name).unlink(missing_ok=True)
+
+
+_NO_DEVICE = (
+    "take it out of the box, or run a kernel with CONFIG_LIVEUPDATE and a driver that carries it"
+)
+
+
+class _Shipment:
+    """What is written, or will be."""
+
+    carrier = ImageCarrier.name
+
+    def __init__(self, home: ImageCarrier, name: str, replacing: Shipment | None = None) -> None:
+        self.name = name
+        self._home = home
+        self._replacing = replacing
+        self._parcels: dict[int, Parcel] = {}
+        self._chunks: dict[int, tuple[chunks.Chunk, ...]] = {}
+        #: another shipment has taken this one's place
+        self._is_over = False
+
+    def add(self, parcels: Sequence[Parcel]) -> None:
+        """Write the parcels, and make them safe.
+
+        Raises:
+            NoRoom: the file system has too little, or had.
+            ParcelRefused: one is no file.
+            KernelError: one cannot be read, or the file cannot be written.
+        """
+        path = self._home.path_of(self.name)
+        try:
+            files.make_folder(path.parent)
+            _check_room(path.parent, parcels)
+            self._chunks = _write(path, parcels)
+        except OSError as error:
+            raise _failed("write", path, error) from error
+        self._parcels = {parcel.token: parcel for parcel in parcels}
+        self._home.live[self.name] = self
+        if self.name == INDEX_SESSION:
+            self._replace()
+            self._home.published()
+
+    def _replace(self) -> None:
+        if isinstance(self._replacing, _Shipment):
+            self._replacing._is_over = True  # noqa: SLF001 - its own kind
+        elif self._replacing is not None:
+            self._replacing.discard()
+        self._replacing = None
+
+    def is_unchanged(self, token: int) -> bool:
+        """Return whether the bytes of a parcel are those that were written."""
+        parcel = self._parcels[token]
+        fresh = chunks.checksums(chunks.cut(parcel.fd, imagefile.extents_of(parcel)))
+        return [*fresh] == [chunk.checksum for chunk in self._chunks[token]]
+
+    def discard(self) -> None:
+        """Take the file away, as soon as nothing can name it."""
+        if not self._is_over:
+            self._is_over = True
+            try:
+                self._home.dropped(self.name)
+            except OSError as error:
+                raise _failed("remove", self._home.path_of(self.name), error) from error
+
+    def release(self) -> None:
+        """Do nothing: it stays for the next incarnation."""
+
+
+def _check_room(folder: Path, parcels: Sequence[Parcel]) -> None:
+    wanted = sum(imagefile.length_of(parcel) + files.BLOCK for parcel in parcels)
+    free = files.free_bytes(folder) - RESERVE
+    if wanted > free:
+        raise NoRoom(
+            f"an image of {wanted} bytes does not fit into {folder}, where {max(0, free)} can be taken",
+            remedy=f"free some, or {_ANYWHERE_ELSE}",
+        )
+
+
+def _write(path: Path, parcels: Sequence[Parcel]) -> dict[int, tuple[chunks.Chunk, ...]]:
+    for parcel in parcels:
+        if not paths.is_regular(parcel.fd):
+            raise ParcelRefused("it is no file: nothing of it can be written", parcel.token)
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    try:
+        with files.open_direct(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
+            made = imagefile.write(fd.fileno(), parcels)
+        fresh.rename(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+    files.sync_folder(path.parent)
+    return made
+
+
+def _failed(what: str, path: Path, error: OSError) -> FdboxError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoRoom(
+            f"cannot {what} {path}: {error.strerror}", remedy=f"free some, or {_ANYWHERE_ELSE}"
+        )
+    code = error.errno or 0
+    return KernelError(f"cannot {what} {path}: {error.strerror}", errno=code, remedy=_ANYWHERE_ELSE)
+
+
+class _Delivery:
+    """An image of another incarnation."""
+
+    def __init__(self, fd: OwnedFd, path: Path | None) -> None:
+        self._fd = fd
+        self._path = path
+        self._taken: dict[int, OwnedFd] = {}
+        self._is_kept = False
+        self._stored: dict[int, Stored] | None = None
+
+    def fileno(self) -> int:
+        """Return the file's descriptor, borrowed."""
+        return self._fd.fileno()
+
+    def take(self, token: int) -> OwnedFd:
+        """Return a parcel as a memfd; ManifestInvalid if it is damaged, or there is none."""
+        if token not in self._taken:
+            with self._noticing():
+                self._taken[token] = imagefile.to_memory(self._find(token), "fdbox-image")
+        return self._taken[token].dup()
+
+    def stream(self, token: int) -> Stream | None:
+        """Return the bytes of a parcel, or None if it went another way; ManifestInvalid if the image is damaged."""
+        with self._noticing():
+            stored = self._table().get(token)
+        return None if stored is None else _Noticed(stored, self._noticing)
+
+    def finish(self) -> None:
+        """Let go of an image: of a box when its index goes, of an index at once, and then of its boxes."""
+        fds, self._taken = [self._fd, *self._taken.values()], {}
+        for fd in fds:
+            fd.close()
+        if self._path is None or not self._path.exists():
+            return
+        try:
+            if self._path.name == _INDEX:
+                _let_go(self._path)
+            elif self._is_kept:
+                self._path.rename(self._path.with_suffix(".kept"))
+            else:
+                _mark_done(self._path)
+        except OSError as error:
+            raise _failed("remove", self._path, error) from error
+
+    def _table(self) -> dict[int, Stored]:
+        if self._stored is None:
+            self._stored = imagefile.read(self._fd.fileno())
+        return self._stored
+
+    def _find(self, token: int) -> Stored:
+        try:
+            return self._table()[token]
+        except KeyError:
+            raise ManifestInvalid(f"it has nothing under the token {token}") from None
+
+    @contextlib.contextmanager
+    def _noticing(self) -> Iterator[None]:
+        """Keep a file of which something could not be made again, and say where it is."""
+        try:
+            yield
+        except ManifestInvalid as error:
+            self._is_kept = True
+            kept = f"{self._path} stays, as .kept"
+            raise ManifestInvalid(f"the image: {error.message}", remedy=kept) from error
+        except BaseException:
+            self._is_kept = True
+            raise
+
+
+class _Noticed:
+    """A stream whose delivery hears of what goes wrong."""
+
+    def __init__(
+        self, stored: Stored, noticing: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._stored = stored
+        self._noticing = noticing
+        self.size: int = stored.size
+
+    def pour(self, sink: Sink) -> None:
+        """Hand over every byte; errors as `chunks.pour`."""
+        with self._noticing():
+            self._stored.pour(sink)
+
+
+def _let_go(index: Path) -> None:
+    """Take an index away, and after it what it names and has arrived."""
+    folder = index.parent
+    index.unlink()
+    files.sync_folder(folder)
+    for path in folder.iterdir():
+        if path.suffix in (".done", ".new"):
+            path.unlink()
+    with contextlib.suppress(OSError):  # what has not arrived stays
+        folder.rmdir()
+
+
+def _mark_done(path: Path) -> None:
+    """Let go of a box: when its index goes, if one names it."""
+    if (path.parent / _INDEX).exists():
+        path.rename(path.with_suffix(".done"))
+        return
+    path.unlink()
+    with contextlib.suppress(OSError):  # others are there
+        path.parent.rmdir()
