@@ -79,7 +79,9 @@ def test_entries(fdbox: Run, tmp_path: Path) -> None:
     file.write_text("content")
     put = fdbox("put", "web", "log", str(file))
     assert put.status == 0
-    assert "warning: a kernel update would lose 'log'" in put.err
+    terminal = fdbox("put", "web", "terminal", "/dev/ptmx")
+    assert "warning: a kernel update would lose 'terminal'" in terminal.err
+    assert fdbox("rm", "web", "terminal").status == 0
     assert fdbox("put", "web", "log", str(file)).status == 17
     assert (
         fdbox("put", "web", "log", str(file), "--replace", "--json").json["kind"] == "regular-file"

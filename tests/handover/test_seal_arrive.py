@@ -19,7 +19,8 @@ from fdbox.errors import (
 )
 from fdbox.handover import arrive, manifest, seal
 from fdbox.kinds import registry
-from fdbox.kinds.base import Arrivals, Made, look
+from fdbox.kinds.freight import Arrivals, Made
+from fdbox.kinds.look import look
 from fdbox.linux import kcmp, memfd
 from fdbox.linux.fd import OwnedFd, close_all, dup
 from fdbox.linux.memfd import Seals

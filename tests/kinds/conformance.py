@@ -10,7 +10,8 @@ from fdbox.fdt import blob
 from fdbox.handover import arrive, seal
 from fdbox.handover.carriers.image import ImageCarrier
 from fdbox.kinds import registry
-from fdbox.kinds.base import Arrivals, Made, look
+from fdbox.kinds.freight import Arrivals, Made
+from fdbox.kinds.look import look
 from fdbox.linux.fd import OwnedFd, close_all
 from fdbox.model import BoxKey, Description
 from tests.fakes.carrier import FakeCarrier, FakeKernel

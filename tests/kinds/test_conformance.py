@@ -10,8 +10,9 @@ import pytest
 from fdbox.errors import LateWrite
 from fdbox.handover.arrive import Loss
 from fdbox.kinds import registry
-from fdbox.kinds.base import Place, look
+from fdbox.kinds.freight import Place
 from fdbox.kinds.handed import KINDS as HANDED
+from fdbox.kinds.look import look
 from tests.kinds import conformance
 from tests.kinds.conformance import World, kinds_of, load_raw, mutants
 from tests.kinds.samples import Sample, every_sample

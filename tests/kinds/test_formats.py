@@ -16,8 +16,9 @@ from fdbox.fdt import blob
 from fdbox.handover import manifest
 from fdbox.handover.manifest import Index, Manifest, SavedEntry
 from fdbox.kinds import handed, registry
-from fdbox.kinds.base import Arrivals, Freight, Made, OpenFile, Place, look
 from fdbox.kinds.eventfd import Eventfd
+from fdbox.kinds.freight import Arrivals, Freight, Made, Place
+from fdbox.kinds.look import OpenFile, look
 from fdbox.linux.fd import OwnedFd, dup
 from fdbox.model import BoxKey
 from tests.fakes.carrier import FakeKernel

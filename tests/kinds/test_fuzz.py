@@ -13,7 +13,7 @@ import pytest
 from fdbox.errors import ManifestInvalid
 from fdbox.fdt import blob
 from fdbox.handover import manifest
-from fdbox.kinds.base import Place
+from fdbox.kinds.freight import Place
 from fdbox.linux import memfd
 from tests.kinds.conformance import World, load_raw, mutants
 from tests.kinds.samples import every_sample

@@ -10,8 +10,8 @@ import pytest
 
 from fdbox.errors import CannotCarry
 from fdbox.kinds import registry
-from fdbox.kinds.base import Look, look
 from fdbox.kinds.handed import KINDS
+from fdbox.kinds.look import Look, look
 from fdbox.linux.fd import OwnedFd, open_path
 from fdbox.model import Carriage
 from tests.fakes.carrier import FakeCarrier

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fdbox.errors import NoRoom
-from fdbox.kinds.base import Arrivals, Made
+from fdbox.kinds.freight import Arrivals, Made
 from fdbox.linux import memfd
 from fdbox.linux.fd import dup
 from tests.kinds.memories import see_all

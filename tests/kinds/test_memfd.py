@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from fdbox.errors import FdboxError, KernelError, LateWrite, NoRoom
 from fdbox.kinds import registry
-from fdbox.kinds.base import Arrivals, Freight, Made, OpenFile, look
+from fdbox.kinds.freight import Arrivals, Freight, Made
+from fdbox.kinds.look import OpenFile, look
 from fdbox.linux import memfd
 from fdbox.linux.fd import OwnedFd, close_all, dup
 from fdbox.linux.memfd import Seals

@@ -12,7 +12,7 @@ from fdbox.errors import FdtError
 from fdbox.fdt.tree import Node
 from fdbox.handover import seal
 from fdbox.kinds import registry
-from fdbox.kinds.base import Arrivals
+from fdbox.kinds.freight import Arrivals
 from fdbox.linux import kcmp, memfd, pipe
 from fdbox.linux.fd import OwnedFd, close_all, queued
 from tests.fakes.carrier import FakeKernel

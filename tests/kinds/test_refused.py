@@ -11,7 +11,7 @@ import pytest
 from fdbox.errors import CannotCarry
 from fdbox.handover import seal
 from fdbox.kinds import registry
-from fdbox.kinds.base import look
+from fdbox.kinds.look import look
 from fdbox.kinds.refused import KINDS
 from fdbox.linux.fd import OwnedFd, close_all
 from tests.fakes.carrier import FakeCarrier, FakeKernel

@@ -16,7 +16,7 @@ import pytest
 from fdbox.errors import LateWrite
 from fdbox.handover import arrive, seal
 from fdbox.kinds import registry
-from fdbox.kinds.base import look
+from fdbox.kinds.look import look
 from fdbox.linux import memfd
 from fdbox.linux.fd import OwnedFd, open_path
 from fdbox.model import BoxKey

@@ -15,7 +15,8 @@ import pytest
 from fdbox.errors import CannotCarry, FdtError
 from fdbox.fdt.tree import Node
 from fdbox.kinds import registry
-from fdbox.kinds.base import Arrivals, Made, look
+from fdbox.kinds.freight import Arrivals, Made
+from fdbox.kinds.look import look
 from fdbox.linux import kcmp, sock
 from fdbox.linux.fd import OwnedFd, close_all
 from tests.fakes.carrier import FakeKernel

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fdbox.errors import LateWrite
-from fdbox.kinds.base import Arrivals, Made
+from fdbox.kinds.freight import Arrivals, Made
 from fdbox.linux import sock
 from fdbox.linux.fd import OwnedFd
 from tests.kinds.test_unix_pair import BIG, DGRAM, SEQPACKET, STREAM, drain, pair, send

@@ -13,7 +13,8 @@ import pytest
 
 from fdbox.errors import CannotCarry, FdboxError, FdtError, KernelError, LateWrite
 from fdbox.kinds import registry
-from fdbox.kinds.base import Arrivals, Made, look
+from fdbox.kinds.freight import Arrivals, Made
+from fdbox.kinds.look import look
 from fdbox.linux import sock, sockdiag
 from fdbox.linux.fd import OwnedFd
 from tests.fakes.carrier import FakeKernel

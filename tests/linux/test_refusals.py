@@ -15,7 +15,7 @@ import pytest
 
 from fdbox.address import default_socket
 from fdbox.errors import InvalidDescriptor, KernelError, UsageError
-from fdbox.kinds.base import glance, look
+from fdbox.kinds.look import glance, look
 from fdbox.linux import (
     fdinfo,
     kcmp,

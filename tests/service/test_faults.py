@@ -13,7 +13,7 @@ import pytest
 import fdbox
 from fdbox.handover import seal
 from fdbox.kinds import registry
-from fdbox.kinds.base import look
+from fdbox.kinds.look import look
 from fdbox.linux import kcmp, memfd
 from fdbox.linux.fd import OwnedFd, close_all
 from fdbox.model import BoxKey

@@ -18,13 +18,13 @@ from fdbox.errors import FdboxError, ManifestInvalid
 from fdbox.handover import manifest
 from fdbox.handover.manifest import FIRST_TOKEN, Index, Manifest, SavedEntry
 from fdbox.kinds import registry
-from fdbox.kinds.base import Arrivals, Place
+from fdbox.kinds.freight import Arrivals, Place
 from fdbox.linux.fd import OwnedFd, close_all
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterator, Sequence
 
-    from fdbox.kinds.base import Loaded
+    from fdbox.kinds.freight import Loaded
     from fdbox.model import BoxKey
     from fdbox.ports import Carrier, Delivery, Kernel
 

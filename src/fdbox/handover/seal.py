@@ -15,17 +15,9 @@ from fdbox.errors import CannotCarry, FdboxError
 from fdbox.handover import manifest, order
 from fdbox.handover.manifest import FIRST_TOKEN, Index, Manifest, SavedEntry
 from fdbox.kinds import registry
-from fdbox.kinds.base import (
-    CarriedKind,
-    Company,
-    Freight,
-    Look,
-    OpenFile,
-    Place,
-    Uncarried,
-    look,
-    numbered,
-)
+from fdbox.kinds.base import CarriedKind, Uncarried, numbered
+from fdbox.kinds.freight import Freight, Place
+from fdbox.kinds.look import Company, Look, OpenFile, look
 from fdbox.linux import kcmp
 from fdbox.model import BoxKey, Carriage, Description
 from fdbox.ports import Parcel, ParcelRefused

@@ -20,7 +20,8 @@ from fdbox.linux import memfd
 
 if TYPE_CHECKING:
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Arrivals, Freight, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight
+    from fdbox.kinds.look import OpenFile
 
 #: offset and length of what is not a hole, ascending
 Extents = Sequence[tuple[int, int]]

@@ -21,7 +21,7 @@ from fdbox.linux import sock
 
 if TYPE_CHECKING:
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Look, OpenFile
+    from fdbox.kinds.look import Look, OpenFile
 
 DOMAINS = (socket.AF_INET, socket.AF_INET6)
 _LENGTHS = {int(socket.AF_INET): 4, int(socket.AF_INET6): 16}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fdbox.kinds.base import OpenFile
+    from fdbox.kinds.look import OpenFile
 
 #: the files of one inode, each with its number among all
 SameInode = list[tuple[int, "OpenFile"]]

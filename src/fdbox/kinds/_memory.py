@@ -31,7 +31,8 @@ from fdbox.errors import FdboxError, FdtError, KernelError
 from fdbox.fdt.tree import Node
 from fdbox.kinds import _dense
 from fdbox.kinds._inodes import by_inode, numbers_of
-from fdbox.kinds.base import Carried, Made, attempt, late_write, numbered
+from fdbox.kinds.base import Carried, attempt, late_write, numbered
+from fdbox.kinds.freight import Made
 from fdbox.linux import fdinfo, memfd
 from fdbox.linux.fd import OwnedFd, close_all
 from fdbox.linux.memfd import Seals
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from fdbox.kinds._inodes import SameInode
-    from fdbox.kinds.base import Arrivals, Freight, Loaded, Look, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight, Loaded
+    from fdbox.kinds.look import Look, OpenFile
 
 _WRITING = Seals.WRITE | Seals.GROW | Seals.SHRINK | Seals.FUTURE_WRITE
 _ALL_SEALS = _WRITING | Seals.SEAL | Seals.EXEC

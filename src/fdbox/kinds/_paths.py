@@ -17,7 +17,7 @@ from fdbox.linux.paths import Identity
 
 if TYPE_CHECKING:
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import OpenFile
+    from fdbox.kinds.look import OpenFile
     from fdbox.linux.fd import OwnedFd
     from fdbox.linux.handles import Handle
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fdbox.errors import FdtError, KernelError
 from fdbox.kinds import _sockets
-from fdbox.kinds.base import Place, numbered
+from fdbox.kinds.base import numbered
+from fdbox.kinds.freight import Place
 from fdbox.linux import fdinfo, kcmp, sock, sockdiag
 from fdbox.linux.fd import OwnedFd, close_all
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Arrivals, Company, Freight, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight
+    from fdbox.kinds.look import Company, OpenFile
 
 _FIRST_ROOM = 1 << 16
 _MOST_ROOM = 1 << 30

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Look, OpenFile
+    from fdbox.kinds.look import Look, OpenFile
 
 KEPT_FLAGS = os.O_NONBLOCK
 _FOREIGN = Carriage(

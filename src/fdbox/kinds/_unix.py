@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Look, OpenFile
+    from fdbox.kinds.look import Look, OpenFile
     from fdbox.linux.sockdiag import UnixSocket
 
 _LONGEST_NAME = 108  # sun_path, include/uapi/linux/un.h

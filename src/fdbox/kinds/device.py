@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from fdbox.errors import FdtError, KernelError
 from fdbox.kinds import handed
-from fdbox.kinds.base import Kind, Made, Ordinary, Uncarried
+from fdbox.kinds.base import Kind, Ordinary, Uncarried
 from fdbox.linux import memfd, paths, tun
 
 if TYPE_CHECKING:
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Arrivals, Freight, Look, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight, Made
+    from fdbox.kinds.look import Look, OpenFile
     from fdbox.linux.fd import OwnedFd
 
 # Documentation/admin-guide/devices.txt

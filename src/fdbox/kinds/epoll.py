@@ -20,7 +20,8 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from fdbox.errors import FdtError, KernelError
-from fdbox.kinds.base import Kind, Made, Ordinary, Place, anonymous, numbered
+from fdbox.kinds.base import Kind, Ordinary, anonymous, numbered
+from fdbox.kinds.freight import Made, Place
 from fdbox.linux import epoll, kcmp
 from fdbox.linux.fd import OwnedFd
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Arrivals, Company, Freight, Look, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight
+    from fdbox.kinds.look import Company, Look, OpenFile
     from fdbox.linux.epoll import Item
 
 _MAX_NUMBER = (1 << 31) - 1

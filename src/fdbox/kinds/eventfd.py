@@ -9,13 +9,14 @@ import os
 from typing import TYPE_CHECKING
 
 from fdbox.errors import FdtError
-from fdbox.kinds.base import Kind, Made, Ordinary, anonymous
+from fdbox.kinds.base import Kind, Ordinary, anonymous
 from fdbox.linux import fdinfo
 from fdbox.linux.fd import OwnedFd
 
 if TYPE_CHECKING:
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Arrivals, Freight, Look, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight, Made
+    from fdbox.kinds.look import Look, OpenFile
 
 _MAX = (1 << 64) - 2  # what eventfd_write() lets the counter become
 

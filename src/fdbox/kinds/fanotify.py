@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from fdbox.errors import FdtError, KernelError
 from fdbox.kinds import _paths
-from fdbox.kinds.base import Kind, Made, Ordinary, anonymous, numbered
+from fdbox.kinds.base import Kind, Ordinary, anonymous, numbered
+from fdbox.kinds.freight import Made
 from fdbox.linux import fanotify, handles, paths
 from fdbox.linux.fanotify import Mark
 from fdbox.linux.fd import queued
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Arrivals, Freight, Look, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight
+    from fdbox.kinds.look import Look, OpenFile
     from fdbox.linux.fd import OwnedFd
 
 _SCOPES = (fanotify.MARK_INODE, fanotify.MARK_MOUNT, fanotify.MARK_FILESYSTEM)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Kind, Look, OpenFile
+    from fdbox.kinds.base import Kind
+    from fdbox.kinds.look import Look, OpenFile
 
 
 class Fifo(Pipe):

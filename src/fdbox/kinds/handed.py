@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from fdbox.kinds.base import Kind, Made, Ordinary
+from fdbox.kinds.base import Kind, Ordinary
 from fdbox.model import Carriage
 
 if TYPE_CHECKING:
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Arrivals, Freight, Look, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight, Made
+    from fdbox.kinds.look import Look, OpenFile
     from fdbox.linux.fd import OwnedFd
     from fdbox.ports import Carrier
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from fdbox.errors import FdtError, KernelError, NoRoom
 from fdbox.kinds import _dense, _memory
 from fdbox.kinds._memory import Memories
-from fdbox.kinds.base import Kind, Made
+from fdbox.kinds.freight import Made
 from fdbox.kinds.memfd import label, write_name
 from fdbox.linux import memfd
 from fdbox.model import Description
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
     from fdbox.fdt.tree import Node
     from fdbox.kinds._memory import Group
-    from fdbox.kinds.base import Arrivals, Freight, Look, OpenFile
+    from fdbox.kinds.base import Kind
+    from fdbox.kinds.freight import Arrivals, Freight
+    from fdbox.kinds.look import Look, OpenFile
     from fdbox.linux.fd import OwnedFd
 
 _PIECE = 1 << 20

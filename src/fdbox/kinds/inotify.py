@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from fdbox.errors import FdtError, KernelError
 from fdbox.kinds import _paths
-from fdbox.kinds.base import Kind, Made, Ordinary, anonymous, numbered
+from fdbox.kinds.base import Kind, Ordinary, anonymous, numbered
+from fdbox.kinds.freight import Made
 from fdbox.linux import inotify
 from fdbox.linux.fd import queued
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Arrivals, Freight, Look, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight
+    from fdbox.kinds.look import Look, OpenFile
     from fdbox.linux.fd import OwnedFd
 
 #: what inotify_add_watch(2) takes; the kernel's own bits are left out

@@ -17,7 +17,9 @@ from fdbox.model import Description
 if TYPE_CHECKING:
     from fdbox.fdt.tree import Node
     from fdbox.kinds._memory import Group
-    from fdbox.kinds.base import Arrivals, Freight, Kind, Look, Made, OpenFile
+    from fdbox.kinds.base import Kind
+    from fdbox.kinds.freight import Arrivals, Freight, Made
+    from fdbox.kinds.look import Look, OpenFile
     from fdbox.linux.fd import OwnedFd
 
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from fdbox.errors import FdtError
 from fdbox.kinds import _sockets
 from fdbox.kinds._sockets import Option
-from fdbox.kinds.base import Kind, Made, Ordinary
+from fdbox.kinds.base import Kind, Ordinary
+from fdbox.kinds.freight import Made
 from fdbox.linux import sock
 from fdbox.linux.fd import OwnedFd
 from fdbox.model import Description
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Arrivals, Freight, Look, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight
+    from fdbox.kinds.look import Look, OpenFile
     from fdbox.model import Carriage
 
 # include/uapi/linux/netlink.h

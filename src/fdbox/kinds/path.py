@@ -10,13 +10,14 @@ import stat
 from typing import TYPE_CHECKING
 
 from fdbox.kinds import _paths
-from fdbox.kinds.base import Kind, Made, Ordinary, Uncarried
+from fdbox.kinds.base import Kind, Ordinary, Uncarried
 from fdbox.linux import memfd, paths
 from fdbox.model import Description
 
 if TYPE_CHECKING:
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Arrivals, Freight, Look, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight, Made
+    from fdbox.kinds.look import Look, OpenFile
     from fdbox.linux.fd import OwnedFd
 
 _KEPT_FLAGS = os.O_DIRECTORY | os.O_NOFOLLOW

@@ -29,7 +29,8 @@ from fdbox.linux.fd import OwnedFd, close_all, queued
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from fdbox.kinds.base import Arrivals, Freight, Loaded, Look, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight, Loaded
+    from fdbox.kinds.look import Look, OpenFile
 
 _KEPT_FLAGS = os.O_ACCMODE | os.O_NONBLOCK | os.O_DIRECT
 _TRIES = 3

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from fdbox.kinds.base import Kind, Look, Uncarried, anonymous
+from typing import TYPE_CHECKING
+
+from fdbox.kinds.base import Kind, Uncarried, anonymous
+
+if TYPE_CHECKING:
+    from fdbox.kinds.look import Look
 
 
 def _is_pidfd(seen: Look) -> bool:

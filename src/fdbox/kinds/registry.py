@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import TypeGuard
 
-    from fdbox.kinds.base import CarriedKind, Kind, Look
+    from fdbox.kinds.base import CarriedKind, Kind
+    from fdbox.kinds.look import Look
+
+
+#: modules that are no kinds, and that others import
+_NO_KINDS = ("base", "freight", "look", "registry")
 
 
 def _is_carried(kind: Kind) -> TypeGuard[CarriedKind]:
@@ -25,7 +30,7 @@ def _found() -> Iterator[Kind]:
     """Yield the kinds of every module, in the order of their names; memfd first, for it is what most boxes are full of."""
     names = [module.name for module in pkgutil.iter_modules(kinds.__path__)]
     for name in sorted(names, key=lambda name: (name != "memfd", name)):
-        if name not in ("base", "registry") and not name.startswith("_"):
+        if name not in _NO_KINDS and not name.startswith("_"):
             yield from importlib.import_module(f"{kinds.__name__}.{name}").KINDS
 
 

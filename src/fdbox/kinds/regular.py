@@ -22,14 +22,16 @@ from typing import TYPE_CHECKING
 from fdbox.errors import FdtError, KernelError
 from fdbox.fdt.tree import Node
 from fdbox.kinds import _dense, _paths
-from fdbox.kinds.base import Kind, Made, Ordinary, Place, numbered
+from fdbox.kinds.base import Kind, Ordinary, numbered
+from fdbox.kinds.freight import Made, Place
 from fdbox.linux import locks, memfd, paths
 from fdbox.linux.fd import OwnedFd
 from fdbox.linux.locks import Lock
 from fdbox.model import Description
 
 if TYPE_CHECKING:
-    from fdbox.kinds.base import Arrivals, Freight, Look, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight
+    from fdbox.kinds.look import Look, OpenFile
 
 _KEPT_FLAGS = (
     os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK | os.O_NOATIME | os.O_DIRECT | os.O_SYNC | os.O_DSYNC

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from fdbox.kinds.base import Kind, Made, Ordinary, anonymous
+from fdbox.kinds.base import Kind, Ordinary, anonymous
 from fdbox.linux import signalfd
 
 if TYPE_CHECKING:
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Arrivals, Freight, Look, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight, Made
+    from fdbox.kinds.look import Look, OpenFile
     from fdbox.linux.fd import OwnedFd
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import socket
 import stat
+from typing import TYPE_CHECKING
 
 from fdbox.kinds import _inet
-from fdbox.kinds.base import Kind, Look, Uncarried
+from fdbox.kinds.base import Kind, Uncarried
+
+if TYPE_CHECKING:
+    from fdbox.kinds.look import Look
 
 _MPTCP = 262
 _SCTP = 132

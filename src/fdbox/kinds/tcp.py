@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING
 
 from fdbox.kinds import _inet, _sockets
 from fdbox.kinds._sockets import Option
-from fdbox.kinds.base import Kind, Made, Ordinary, Uncarried
+from fdbox.kinds.base import Kind, Ordinary, Uncarried
+from fdbox.kinds.freight import Made
 from fdbox.linux import sock
 from fdbox.linux.fd import OwnedFd
 from fdbox.model import Description
 
 if TYPE_CHECKING:
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Arrivals, Freight, Look, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight
+    from fdbox.kinds.look import Look, OpenFile
     from fdbox.model import Carriage
 
 # include/net/tcp_states.h

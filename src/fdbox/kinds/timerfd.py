@@ -24,13 +24,15 @@ import time
 from typing import TYPE_CHECKING
 
 from fdbox.errors import FdtError
-from fdbox.kinds.base import Kind, Made, Ordinary, anonymous
+from fdbox.kinds.base import Kind, Ordinary, anonymous
+from fdbox.kinds.freight import Made
 from fdbox.linux import timerfd
 from fdbox.linux.timerfd import Timer
 
 if TYPE_CHECKING:
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Arrivals, Freight, Look, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight
+    from fdbox.kinds.look import Look, OpenFile
     from fdbox.linux.fd import OwnedFd
 
 _WALL = (timerfd.REALTIME, timerfd.REALTIME_ALARM)

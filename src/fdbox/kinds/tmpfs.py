@@ -28,7 +28,8 @@ from fdbox.errors import FdboxError, FdtError, KernelError
 from fdbox.fdt.tree import Node
 from fdbox.kinds import _dense, _memory
 from fdbox.kinds._memory import Memories
-from fdbox.kinds.base import Kind, Made, numbered
+from fdbox.kinds.base import Kind, numbered
+from fdbox.kinds.freight import Made
 from fdbox.linux import memfd, paths
 from fdbox.linux.fd import OwnedFd, close_all
 from fdbox.model import Description
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fdbox.kinds._memory import Group
-    from fdbox.kinds.base import Arrivals, Freight, Look, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight
+    from fdbox.kinds.look import Look, OpenFile
 
 
 class Home(NamedTuple):

@@ -14,13 +14,14 @@ import os
 from typing import TYPE_CHECKING
 
 from fdbox.errors import FdtError, KernelError
-from fdbox.kinds.base import Kind, Made, Ordinary
+from fdbox.kinds.base import Kind, Ordinary
 from fdbox.linux import memfd, paths, tun
 from fdbox.linux.tun import Interface
 
 if TYPE_CHECKING:
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Arrivals, Freight, Look, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight, Made
+    from fdbox.kinds.look import Look, OpenFile
     from fdbox.linux.fd import OwnedFd
 
 _KEPT_FLAGS = os.O_ACCMODE | os.O_NONBLOCK

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 from fdbox.errors import FdtError
 from fdbox.kinds import _inet, _sockets
 from fdbox.kinds._sockets import Option
-from fdbox.kinds.base import Kind, Made, Ordinary, numbered
+from fdbox.kinds.base import Kind, Ordinary, numbered
+from fdbox.kinds.freight import Made
 from fdbox.linux import multicast, sock
 from fdbox.linux.fd import OwnedFd
 from fdbox.linux.multicast import Membership
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Arrivals, Freight, Look, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight
+    from fdbox.kinds.look import Look, OpenFile
     from fdbox.model import Carriage
 
 _ENCAP = 100  # UDP_ENCAP, include/uapi/linux/udp.h

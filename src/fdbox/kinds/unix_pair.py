@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 
 from fdbox.errors import FdboxError, FdtError
 from fdbox.kinds import _queue, _unix
-from fdbox.kinds.base import Kind, Made, Ordinary, attempt, numbered, with_losses
+from fdbox.kinds.base import Kind, Ordinary, attempt, numbered, with_losses
+from fdbox.kinds.freight import Made
 from fdbox.linux import sock
 from fdbox.linux.fd import OwnedFd, close_all
 from fdbox.model import Description
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from fdbox.fdt.tree import Node
-    from fdbox.kinds.base import Arrivals, Company, Freight, Loaded, Look, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight, Loaded
+    from fdbox.kinds.look import Company, Look, OpenFile
     from fdbox.linux.sockdiag import UnixSocket
     from fdbox.model import Carriage
 

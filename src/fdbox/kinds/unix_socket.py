@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from fdbox.errors import KernelError
 from fdbox.kinds import _queue, _unix
-from fdbox.kinds.base import Kind, Made, Ordinary
+from fdbox.kinds.base import Kind, Ordinary
+from fdbox.kinds.freight import Made
 from fdbox.linux import sock, sockdiag
 from fdbox.linux.fd import OwnedFd
 from fdbox.model import Description
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
     from fdbox.fdt.tree import Node
     from fdbox.kinds._queue import Sent
-    from fdbox.kinds.base import Arrivals, Company, Freight, Look, OpenFile
+    from fdbox.kinds.freight import Arrivals, Freight
+    from fdbox.kinds.look import Company, Look, OpenFile
     from fdbox.model import Carriage
 
 

@@ -17,7 +17,7 @@ from fdbox.errors import FdboxError, InvalidDescriptor, LateWrite
 from fdbox.handover import seal
 from fdbox.handover.arrive import Loss
 from fdbox.kinds import registry
-from fdbox.kinds.base import Look, glance, look
+from fdbox.kinds.look import Look, glance, look
 from fdbox.linux.fd import OwnedFd, close_all
 from fdbox.model import BoxKey, BoxState, Carriage, Description
 from fdbox.ports import go_on
