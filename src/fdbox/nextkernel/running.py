@@ -153,6 +153,9 @@ def _with_formats(found: Running, root: Path) -> Running:
     for path in _images(root, found.release):
         if (abi := _of_image(path, found.banner, root)) is not None:
             return _all(found, abi, str(path))
+    config = found.configuration
+    if config is not None and not config.has("KEXEC_HANDOVER"):
+        return _all(found, Abi(), config.source)
     return _from_debugfs(found, root / "sys/kernel/debug/kho/out")
 
 
