@@ -100,6 +100,14 @@ def _exists(path: Path) -> bool:
     return True
 
 
+def _mounted(folder: Path) -> bool:
+    """Return whether something is mounted there, and this process may see it."""
+    try:
+        return any(folder.iterdir())
+    except OSError:
+        return False
+
+
 # --- on or off -------------------------------------------------------------------------------------------------------
 
 
@@ -116,9 +124,8 @@ def _handover(root: Path, config: Configuration | None) -> bool | None:
         return None
     if not config.has("KEXEC_HANDOVER"):
         return False
-    debug = root / "sys/kernel/debug"
-    if config.has("KEXEC_HANDOVER_DEBUGFS") and _exists(debug / "kho"):
-        return True
+    if config.has("KEXEC_HANDOVER_DEBUGFS") and _mounted(root / "sys/kernel/debug"):
+        return False
     line = command_line.effective(_text(root / "proc/cmdline"), config)
     said = command_line.switch(line, "kho")
     # Off is off; on may have failed at boot, and that shows nowhere else.
