@@ -280,6 +280,22 @@ class UpgradeRefused(FdboxError):
     remedy = "repair the installation; the daemon that runs goes on"
 
 
+class KernelImageInvalid(FdboxError):
+    """Raised when a file is no kernel image that fdbox can read, or is a damaged one."""
+
+    exit_status = 39
+    wire_name = f"{INTERFACE}.KernelImageInvalid"
+    remedy = "name an intact kernel image: an x86 bzImage, an arm64 Image, or an EFI zboot image"
+
+
+class NextKernelUnfit(FdboxError):
+    """Raised before anything is touched when the next kernel would lose what boxes hold, or would not start."""
+
+    exit_status = 40
+    wire_name = f"{INTERFACE}.NextKernelUnfit"
+    remedy = "`fdbox inspect IMAGE` says what is wrong with it, and what to do"
+
+
 def _subclasses(cls: type[FdboxError]) -> list[type[FdboxError]]:
     return [cls, *(found for child in cls.__subclasses__() for found in _subclasses(child))]
 

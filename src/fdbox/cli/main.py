@@ -12,6 +12,7 @@ from fdbox.cli import (
     box,
     completion,
     entries,
+    inspect,
     memory,
     render,
     serve,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: Their import declares the verbs; help lists them in this order.
-VERBS = (serve, box, entries, memory, run_verb, update, status, completion)
+VERBS = (serve, box, entries, memory, run_verb, inspect, update, status, completion)
 
 _INTERRUPTED = 130
 _DESCRIPTION = """\

@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fdbox.cli import render
+from fdbox.cli import images, render
 from fdbox.cli.command import command, connect, json_argument, socket_argument
-from fdbox.errors import ConnectionLost, UsageError
-from fdbox.linux.fd import OwnedFd, open_path
+from fdbox.errors import ConnectionLost
 
 if TYPE_CHECKING:
     import argparse
 
     from fdbox.varlink import interface
 
-#: what the boot loader added, and the next kernel has no use for
-_OF_THE_BOOT_LOADER = ("BOOT_IMAGE=", "initrd=")
-
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     socket_argument(parser)
     json_argument(parser)
     parser.add_argument(
-        "--kernel", type=Path, required=True, metavar="IMAGE", help="the next kernel"
+        "--kernel",
+        required=True,
+        metavar="IMAGE|VERSION",
+        help="the next kernel: a path, or the version of one that is installed",
     )
-    parser.add_argument("--initrd", type=Path, metavar="IMAGE", help="its initial file system")
-    line = parser.add_mutually_exclusive_group()
-    line.add_argument("--append", metavar="TEXT", default="", help="its command line")
-    line.add_argument(
-        "--reuse-cmdline", action="store_true", help="the command line of the running kernel"
+    parser.add_argument(
+        "--initrd",
+        type=Path,
+        metavar="IMAGE",
+        help="its initial file system (default with a version: the one installed with it)",
     )
+    images.line_arguments(parser)
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -60,15 +59,20 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 )
 def update(options: argparse.Namespace) -> None:
     """Update, showing how it goes."""
-    command_line = _running_command_line() if options.reuse_cmdline else options.append
+    chosen = images.choose(options.kernel)
+    initrd_path = options.initrd or chosen.initrd
+    if chosen.installed and not options.json:
+        print(f"kernel {chosen.path}, initrd {initrd_path or 'none'}", flush=True)
     with ExitStack() as stack:
-        kernel = stack.enter_context(_open(options.kernel))
-        initrd = None if options.initrd is None else stack.enter_context(_open(options.initrd))
+        kernel = stack.enter_context(images.open_image(chosen.path))
+        initrd = (
+            None if initrd_path is None else stack.enter_context(images.open_image(initrd_path))
+        )
         client = stack.enter_context(connect(options))
         steps = client.update(
             kernel,
             initrd,
-            command_line,
+            images.command_line(options),
             dry_run=options.dry_run,
             timeout=options.timeout,
             on_deadline="proceed" if options.proceed else "abort",
@@ -94,20 +98,6 @@ def _sentence(step: interface.UpdateReply) -> str:
     if step.waiting:
         return f"{step.phase}: waiting for {', '.join(step.waiting)}"
     return f"{step.phase}: {step.detail}" if step.detail else step.phase
-
-
-def _open(path: Path) -> OwnedFd:
-    try:
-        return open_path(path, os.O_RDONLY)
-    except OSError as error:
-        raise UsageError(
-            f"cannot open {path}: {error.strerror}", remedy="name an image that you may read"
-        ) from error
-
-
-def _running_command_line() -> str:
-    words = Path("/proc/cmdline").read_text(encoding="utf-8").split()
-    return " ".join(word for word in words if not word.startswith(_OF_THE_BOOT_LOADER))
 
 
 def _abort_arguments(parser: argparse.ArgumentParser) -> None:

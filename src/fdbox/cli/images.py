@@ -1,0 +1,67 @@
+"""The next kernel, as verbs let one name it: a path or a version, and a command line."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fdbox.errors import UsageError
+from fdbox.linux.fd import OwnedFd, open_path
+from fdbox.nextkernel.find import Installed, find
+
+if TYPE_CHECKING:
+    import argparse
+
+#: what the boot loader added, and the next kernel has no use for
+_OF_THE_BOOT_LOADER = ("BOOT_IMAGE=", "initrd=")
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The image that was meant; `installed` where it was named by its version."""
+
+    path: Path
+    installed: Installed | None = None
+
+    @property
+    def initrd(self) -> Path | None:
+        """The initrd installed with it; UsageError if there are several."""
+        return None if self.installed is None else self.installed.initrd
+
+
+def choose(text: str) -> Chosen:
+    """Return the image that a path or a version stands for; UsageError if there is none, or several."""
+    path = Path(text)
+    if "/" in text or path.exists():
+        return Chosen(path)
+    found = find(text)
+    return Chosen(found.image, found)
+
+
+def open_image(path: Path) -> OwnedFd:
+    """Return an image opened; UsageError if that cannot be."""
+    try:
+        return open_path(path, os.O_RDONLY)
+    except OSError as error:
+        raise UsageError(
+            f"cannot open {path}: {error.strerror}", remedy="name an image that you may read"
+        ) from error
+
+
+def line_arguments(parser: argparse.ArgumentParser) -> None:
+    """--append and --reuse-cmdline."""
+    line = parser.add_mutually_exclusive_group()
+    line.add_argument("--append", metavar="TEXT", default="", help="its command line")
+    line.add_argument(
+        "--reuse-cmdline", action="store_true", help="the command line of the running kernel"
+    )
+
+
+def command_line(options: argparse.Namespace) -> str:
+    """Return the next kernel's command line."""
+    if not options.reuse_cmdline:
+        return str(options.append)
+    words = Path("/proc/cmdline").read_text(encoding="utf-8").split()
+    return " ".join(word for word in words if not word.startswith(_OF_THE_BOOT_LOADER))
