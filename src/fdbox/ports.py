@@ -10,6 +10,7 @@ from fdbox.errors import KernelError
 if TYPE_CHECKING:
     from fdbox.linux.fd import OwnedFd
     from fdbox.model import Carriage
+    from fdbox.nextkernel.verdict import Verdict
 
 #: Monotonic seconds, as `time.monotonic`.
 Clock = Callable[[], float]
@@ -49,6 +50,9 @@ class Kernel(Protocol):
     def free_memory(self) -> int:
         """Return the bytes that can be taken without driving anything into the OOM killer."""
 
+    def judge(self, kernel: int, command_line: str) -> Verdict:
+        """Return what the next kernel would make of what this one leaves; KernelImageInvalid."""
+
     def load(self, kernel: int, initrd: int | None, command_line: str) -> None:
         """Load the next kernel, instead of what may be loaded; only `jump` is then left to do."""
 
@@ -60,6 +64,9 @@ class Kernel(Protocol):
 
     def jump(self) -> None:
         """Start the next kernel; returns only by raising."""
+
+    def reboot(self) -> None:
+        """Start the machine anew, without a kernel that was loaded; returns only by raising."""
 
 
 class Parcel(NamedTuple):
@@ -140,6 +147,9 @@ class Carrier(Protocol[DescriptorT_co]):
 
     def now(self) -> Carrier[DescriptorT_co]:
         """Return the carrier that takes a box which is sealed now, of those that this one stands for."""
+
+    def by_image(self) -> Carrier[DescriptorT_co]:
+        """Return the one of them that needs no kernel; CannotCarry if there is none."""
 
     def carriage(self) -> Carriage:
         """Return whether this machine has it now, and why not."""

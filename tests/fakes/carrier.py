@@ -13,11 +13,12 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
-from fdbox.errors import FdboxError, KernelError
+from fdbox.errors import CannotCarry, FdboxError, KernelError
 from fdbox.handover import manifest
 from fdbox.linux import memfd
 from fdbox.linux.fd import OwnedFd, close_all, dup
 from fdbox.model import Carriage
+from fdbox.nextkernel.verdict import Problem, Verdict
 from fdbox.ports import ParcelRefused
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class FakeKernel:
     on_sync: Callable[[], None] = _nothing
     #: called before the jump fails
     on_jump: Callable[[], None] = _nothing
+    #: what is wrong with the next kernel
+    problems: tuple[Problem, ...] = ()
     loaded: tuple[int, int | None, str] | None = None
 
     def incarnation(self) -> str:
@@ -59,6 +62,11 @@ class FakeKernel:
 
     def free_memory(self) -> int:
         return self.free
+
+    def judge(self, kernel: int, command_line: str) -> Verdict:
+        if "judge" in self.failing:
+            raise self.failing["judge"]
+        return Verdict(self.problems)
 
     def load(self, kernel: int, initrd: int | None, command_line: str) -> None:
         self._enter("load")
@@ -75,6 +83,10 @@ class FakeKernel:
         self._enter("jump")
         self.on_jump()
         raise KernelError("a test cannot jump")
+
+    def reboot(self) -> None:
+        self._enter("reboot")
+        raise KernelError("a test cannot reboot")
 
     def _enter(self, name: str) -> None:
         self.calls.append(name)
@@ -213,6 +225,9 @@ class FakeCarrier:
 
     def now(self) -> Self:
         return self
+
+    def by_image(self) -> Self:
+        raise CannotCarry("the fake has no images")
 
     def carriage(self) -> Carriage:
         if self.obstacle is None:

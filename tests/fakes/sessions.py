@@ -16,7 +16,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Self
 
-from fdbox.errors import KernelError
+from fdbox.errors import CannotCarry, KernelError
 from fdbox.handover import manifest
 from fdbox.linux import scm
 from fdbox.linux.fd import OwnedFd, dup
@@ -106,6 +106,9 @@ class SocketCarrier:
 
     def now(self) -> Self:
         return self
+
+    def by_image(self) -> Self:
+        raise CannotCarry("the fake has no images")
 
     def carriage(self) -> Carriage:
         return Carriage(self.name)

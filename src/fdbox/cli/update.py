@@ -6,24 +6,34 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fdbox.cli import images, render
+from fdbox.cli import images, lastupdate, render
 from fdbox.cli.command import command, connect, json_argument, socket_argument
 from fdbox.errors import ConnectionLost
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator, Sequence
 
+    from fdbox.linux.fd import OwnedFd
     from fdbox.varlink import interface
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     socket_argument(parser)
     json_argument(parser)
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "--kernel",
-        required=True,
         metavar="IMAGE|VERSION",
         help="the next kernel: a path, or the version of one that is installed",
+    )
+    what.add_argument(
+        "--reboot",
+        action="store_true",
+        help="no kexec: boxes cross as files over a reboot of the machine",
+    )
+    what.add_argument(
+        "--last", action="store_true", help="tell how the last update went, and do nothing"
     )
     parser.add_argument(
         "--initrd",
@@ -36,6 +46,16 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--dry-run",
         action="store_true",
         help="load the kernel and take it back, check that every entry can be carried, and touch nothing",
+    )
+    parser.add_argument(
+        "--carrier",
+        choices=["image"],
+        help="what takes boxes across: files, whatever the kernel could take (default: what is best for each entry)",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="go on with a kernel that would lose what boxes hold; it is said what",
     )
     parser.add_argument(
         "--timeout", type=float, metavar="S", help="seconds that programs have to become ready"
@@ -52,22 +72,17 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 @command(
     "update",
-    "Replace the running kernel: load the next one, wait until every program is ready, seal all boxes, jump.\n"
-    "Whatever fails on the way, and ^C, leaves every box open as it was.",
-    example="fdbox update --kernel /boot/vmlinuz-NEW --initrd /boot/initrd.img-NEW --reuse-cmdline",
+    "Replace the running kernel: inspect and load the next one, wait until every program is ready, seal all boxes, jump.\n"
+    "Whatever fails on the way, and ^C, leaves every box open as it was. Exit status of --last: 0 if all is well.",
+    example="fdbox update --kernel 7.3.4-amd64 --reuse-cmdline",
     arguments=_arguments,
 )
-def update(options: argparse.Namespace) -> None:
-    """Update, showing how it goes."""
-    chosen = images.choose(options.kernel)
-    initrd_path = options.initrd or chosen.initrd
-    if chosen.installed and not options.json:
-        print(f"kernel {chosen.path}, initrd {initrd_path or 'none'}", flush=True)
+def update(options: argparse.Namespace) -> int:
+    """Update, showing how it goes; or tell how it went."""
     with ExitStack() as stack:
-        kernel = stack.enter_context(images.open_image(chosen.path))
-        initrd = (
-            None if initrd_path is None else stack.enter_context(images.open_image(initrd_path))
-        )
+        if options.last:
+            return lastupdate.tell(stack.enter_context(connect(options)), as_json=options.json)
+        kernel, initrd = _images(options, stack)
         client = stack.enter_context(connect(options))
         steps = client.update(
             kernel,
@@ -77,21 +92,52 @@ def update(options: argparse.Namespace) -> None:
             timeout=options.timeout,
             on_deadline="proceed" if options.proceed else "abort",
             on_late_write="abort" if options.abort_on_late_write else "retry",
+            images_only=options.reboot or options.carrier == "image",
+            force=options.force,
         )
-        progress = render.Progress()
-        stack.callback(progress.end)
-        phase = ""
-        try:
-            for step in steps:
-                phase = step.phase
-                if options.json:
-                    print(render.as_json(step), flush=True)
-                else:
-                    progress.show(_sentence(step))
-        except ConnectionLost:
-            # In the jump everything goes, this connection too.
-            if phase != "committing":
-                raise
+        _watch(steps, stack, as_json=options.json)
+    return 0
+
+
+def _images(options: argparse.Namespace, stack: ExitStack) -> tuple[OwnedFd | None, OwnedFd | None]:
+    """Return the kernel and the initrd, opened."""
+    if options.reboot:
+        return None, None
+    chosen = images.choose(options.kernel)
+    initrd = options.initrd or chosen.initrd
+    if chosen.installed and not options.json:
+        print(f"kernel {chosen.path}, initrd {initrd or 'none'}", flush=True)
+    opened = stack.enter_context(images.open_image(chosen.path))
+    return opened, None if initrd is None else stack.enter_context(images.open_image(initrd))
+
+
+def _watch(steps: Iterator[interface.UpdateReply], stack: ExitStack, *, as_json: bool) -> None:
+    progress = render.Progress()
+    stack.callback(progress.end)
+    phase, loads = "", ""
+    try:
+        for step in steps:
+            phase = step.phase
+            if as_json:
+                print(render.as_json(step), flush=True)
+                continue
+            if step.loads and (table := _loads(step.loads)) != loads:
+                loads = table
+                progress.end()
+                print(table, flush=True)
+            progress.show(_sentence(step))
+    except ConnectionLost:
+        # In the jump everything goes, this connection too.
+        if phase != "committing":
+            raise
+
+
+def _loads(loads: Sequence[interface.Load]) -> str:
+    rows = [
+        (str(load.owner), load.box, load.carrier, str(load.entries), render.size(load.bytes))
+        for load in loads
+    ]
+    return render.table(("USER", "BOX", "BY", "ENTRIES", "SIZE"), rows)
 
 
 def _sentence(step: interface.UpdateReply) -> str:

@@ -306,7 +306,7 @@ class Client:
 
     async def update(  # noqa: PLR0913 - the options of an update
         self,
-        kernel: Descriptor,
+        kernel: Descriptor | None,
         initrd: Descriptor | None,
         command_line: str,
         *,
@@ -314,6 +314,8 @@ class Client:
         timeout: float | None = None,  # noqa: ASYNC109 - the daemon's deadline for its subscribers
         on_deadline: str | None = None,
         on_late_write: str | None = None,
+        images_only: bool = False,
+        force: bool = False,
     ) -> AsyncIterator[interface.UpdateReply]:
         """Yield where the update stands, from a connection of its own."""
         options = UpdateOptions(
@@ -321,6 +323,8 @@ class Client:
             timeout=timeout,
             on_deadline=on_deadline,
             on_late_write=on_late_write,
+            images_only=images_only,
+            force=force,
         )
         request = calls.update(kernel, initrd, command_line, options)
         channel = await Channel.open(self._channel.path)
@@ -329,6 +333,10 @@ class Client:
                 yield reply
         finally:
             channel.close()
+
+    async def last_update(self) -> interface.LastUpdateReply:
+        """Return how the last update went; NoUpdate if nothing is known of one."""
+        return (await self.call(calls.last_update())).parameters
 
     async def abort_update(self) -> None:
         """Call the update off."""

@@ -217,27 +217,37 @@ class UpdateOptions(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float | None = None
     on_deadline: str | None = None
     on_late_write: str | None = None
+    images_only: bool = False
+    force: bool = False
 
 
 def update(
-    kernel: Descriptor, initrd: Descriptor | None, command_line: str, options: UpdateOptions
+    kernel: Descriptor | None, initrd: Descriptor | None, command_line: str, options: UpdateOptions
 ) -> Request[interface.UpdateReply]:
     """Begin a live update and watch it."""
     if options.on_deadline not in (None, "abort", "proceed"):
         raise UsageError("on_deadline is 'abort' or 'proceed'")
     if options.on_late_write not in (None, "retry", "abort"):
         raise UsageError("on_late_write is 'retry' or 'abort'")
-    descriptors = [_number(kernel)] + ([] if initrd is None else [_number(initrd)])
+    images = [image for image in (kernel, initrd) if image is not None]
     parameters = interface.Update(
-        kernel=0,
-        initrd=None if initrd is None else 1,
+        kernel=None if kernel is None else 0,
+        initrd=None if initrd is None else len(images) - 1,
         command_line=command_line,
         dry_run=options.dry_run,
         timeout_seconds=options.timeout,
         on_deadline="proceed" if options.on_deadline == "proceed" else "abort",
         on_late_write="abort" if options.on_late_write == "abort" else "retry",
+        carrier="image" if options.images_only else None,
+        force=options.force,
     )
-    return Request("Update", parameters, interface.UpdateReply, tuple(descriptors), more=True)
+    descriptors = tuple(_number(image) for image in images)
+    return Request("Update", parameters, interface.UpdateReply, descriptors, more=True)
+
+
+def last_update() -> Request[interface.LastUpdateReply]:
+    """Ask how the last update went."""
+    return Request("LastUpdate", interface.Nothing(), interface.LastUpdateReply)
 
 
 def abort_update() -> Request[interface.Nothing]:

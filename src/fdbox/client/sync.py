@@ -222,7 +222,7 @@ class Client:
 
     def update(  # noqa: PLR0913 - the options of an update
         self,
-        kernel: Descriptor,
+        kernel: Descriptor | None,
         initrd: Descriptor | None,
         command_line: str,
         *,
@@ -230,6 +230,8 @@ class Client:
         timeout: float | None = None,
         on_deadline: str | None = None,
         on_late_write: str | None = None,
+        images_only: bool = False,
+        force: bool = False,
     ) -> Iterator[interface.UpdateReply]:
         """Yield where the update stands, from a connection of its own (so that `abort_update` can be called here)."""
         options = UpdateOptions(
@@ -237,6 +239,8 @@ class Client:
             timeout=timeout,
             on_deadline=on_deadline,
             on_late_write=on_late_write,
+            images_only=images_only,
+            force=force,
         )
         request = calls.update(kernel, initrd, command_line, options)
         channel = Channel(self.path)
@@ -244,6 +248,10 @@ class Client:
             yield from channel.stream(request)
         finally:
             channel.close()
+
+    def last_update(self) -> interface.LastUpdateReply:
+        """Return how the last update went; NoUpdate if nothing is known of one."""
+        return self.call(calls.last_update()).parameters
 
     def abort_update(self) -> None:
         """Call the update off."""

@@ -48,6 +48,7 @@ class Load(NamedTuple):
     """What takes one entry across, and how many bytes that are."""
 
     entry: str
+    kind: str
     carrier: str
     size: int
 
@@ -83,7 +84,7 @@ class SealedBox:
     def loads(self) -> list[Load]:
         """What takes each entry, and how many bytes of it; what entries share counts for the first."""
         found = {
-            name: Load(name, self.shipment.carrier, 0)
+            name: Load(name, file.description.kind, self.shipment.carrier, 0)
             for part in self.parts
             for file in part.files
             for name in file.entries
@@ -94,7 +95,7 @@ class SealedBox:
                 more = before._replace(size=before.size + os.fstat(parcel.fd).st_size)
             else:
                 length = sum(length for _, length in parcel.extents)
-                more = Load(before.entry, STREAMS, before.size + length)
+                more = before._replace(carrier=STREAMS, size=before.size + length)
             found[before.entry] = more
         return list(found.values())
 

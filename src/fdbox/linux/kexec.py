@@ -15,6 +15,7 @@ KEXEC_FILE_ON_CRASH = 0x2
 KEXEC_FILE_NO_INITRAMFS = 0x4
 
 _RB_KEXEC = 0x45584543  # LINUX_REBOOT_CMD_KEXEC, include/uapi/linux/reboot.h
+_RB_AUTOBOOT = 0x01234567  # LINUX_REBOOT_CMD_RESTART
 _LOADED = Path("/sys/kernel/kexec_loaded")
 _KHO_OUT = Path("/sys/kernel/debug/kho/out")
 _LIVEUPDATE = Path("/dev/liveupdate")
@@ -98,6 +99,16 @@ def reboot_kexec() -> None:
     """
     libc.reboot(ctypes.c_int(_RB_KEXEC))
     raise _failed("cannot jump into the next kernel", last_error(), _JUMP_REMEDIES)
+
+
+def reboot() -> None:
+    """Start the machine anew at once; returns only by an error. Does not sync(2).
+
+    Raises:
+        KexecError: EPERM.
+    """
+    libc.reboot(ctypes.c_int(_RB_AUTOBOOT))
+    raise _failed("cannot reboot", last_error(), _JUMP_REMEDIES)
 
 
 def handover_active() -> bool:

@@ -26,6 +26,7 @@ from fdbox.service.arrival import Arrival
 from fdbox.service.boxes import Quota
 from fdbox.service.config import image_directory, load
 from fdbox.service.keep import LISTENER, Keep
+from fdbox.service.lastupdate import LastUpdate
 from fdbox.service.live import LiveUpdate
 from fdbox.service.methods import Methods
 from fdbox.service.server import Server
@@ -58,8 +59,9 @@ def run(config: Path | None, socket: Path) -> Heirlooms | None:
     kernel = RunningKernel()
     check = functools.partial(upgrade.check_code_on_disk, config)
     settings = load(config)
-    carrier = KernelAndImage(KernelCarrier(), ImageCarrier(image_directory(settings.image), kernel))
-    make = functools.partial(Service, settings, carrier, kernel, check=check)
+    images = image_directory(settings.image)
+    carrier = KernelAndImage(KernelCarrier(), ImageCarrier(images, kernel))
+    make = functools.partial(Service, settings, carrier, kernel, reports=images, check=check)
     loop = asyncio.new_event_loop()
     try:
         # Not asyncio.run, which waits for the threads that close what clients have opened: that may take long.
@@ -98,11 +100,12 @@ class Service:
         keep: Keep | None = None,
         reached: Reached = go_on,
         *,
+        reports: Path | None = None,
         check: Callable[[], Awaitable[str]] = upgrade.check_code_on_disk,
     ) -> None:
         """Put the parts together, inside a running event loop; nothing is served yet.
 
-        `check` returns the version of the code that would take over, or raises UpgradeRefused.
+        `reports` is the folder where it is written down how an update went. `check` returns the version of the code that would take over, or raises UpgradeRefused.
         """
         self._check = check
         #: done when this process is to end; True: another one takes over
@@ -118,7 +121,7 @@ class Service:
             everybody=_room_for_descriptors(kept=keep is not None),
         )
         self.vault: Vault = Vault(quota, carrier, kernel, reached)
-        self.live: LiveUpdate = LiveUpdate(self.vault, self._discard)
+        self.live: LiveUpdate = LiveUpdate(self.vault, self._discard, LastUpdate(reports))
         version = metadata.version("fdbox")
         methods = Methods(
             self.vault,
@@ -149,6 +152,9 @@ class Service:
             await self._keep.begin(None if is_known else self.server.listener)
         self._arrival = Arrival(self.vault, sessions)
         await self._arrival.receive()
+        there = {box.key: list(box.entries) for box in self.vault.boxes}
+        kernel = self.vault.kernel
+        self.live.last.arrives(kernel.incarnation(), kernel.realtime(), there)
         await self.vault.take_back_next_kernel()
         await self.vault.seal_again()
         self.server.begin()

@@ -16,31 +16,41 @@ from typing import TYPE_CHECKING
 
 from fdbox.errors import FdboxError, KernelError, NoUpdate, UpdateInProgress
 from fdbox.linux.fd import OwnedFd
+from fdbox.service import fitness
 from fdbox.service.update import Action, Phase, Update
-from fdbox.varlink.interface import SubscribeReply, UpdateReply
+from fdbox.varlink.interface import Load, SubscribeReply, UpdateReply
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fdbox.handover import seal
+    from fdbox.model import BoxKey
+    from fdbox.service.lastupdate import LastUpdate
     from fdbox.service.vault import Vault
 
 log: logging.Logger = logging.getLogger(__name__)
 
 Discard = Callable[[Sequence[OwnedFd | None]], None]
 
+_CHECKED = "the next kernel would do"
 #: From here on every change would be lost, or would spoil what is saved.
 _NO_CHANGES = (Phase.SEALING, Phase.COMMITTING)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an update is to do; it owns the images."""
+    """What an update is to do; it owns the images. Without a kernel the machine is rebooted."""
 
-    kernel: OwnedFd
+    kernel: OwnedFd | None
     initrd: OwnedFd | None
     command_line: str
     timeout: float
     proceed_at_deadline: bool = False
     save_again: bool = True
     dry_run: bool = False
+    images_only: bool = False
+    #: go on where inspection says that it will not do
+    force: bool = False
 
     @property
     def images(self) -> list[OwnedFd | None]:
@@ -51,13 +61,18 @@ class Plan:
 class LiveUpdate:
     """The one update there can be, and who wants to hear of it."""
 
-    def __init__(self, vault: Vault, discard: Discard) -> None:
-        """`discard` closes descriptors off the event loop."""
+    def __init__(self, vault: Vault, discard: Discard, last: LastUpdate) -> None:
+        """`discard` closes descriptors off the event loop; `last` is told how it goes."""
         self.machine: Update = Update()
         self._vault = vault
         self._discard = discard
         self._plan: Plan | None = None
         self._detail = ""
+        self._has_loaded = False
+        self._loads: list[Load] = []
+        self.last = last
+        #: when each phase began, of the clock that goes on across incarnations
+        self._phases: dict[str, int] = {}
         self._work: asyncio.Task[None] | None = None
         self._queue: list[Action] = []
         self._deadline: asyncio.TimerHandle | None = None
@@ -100,7 +115,7 @@ class LiveUpdate:
         except BaseException:
             self._discard(plan.images)
             raise
-        self._plan, self._detail = plan, ""
+        self._plan, self._detail, self._loads, self._phases = plan, "", [], {}
         self._perform(actions)
         try:
             while self.machine.phase is not Phase.IDLE:
@@ -113,7 +128,6 @@ class LiveUpdate:
                 self.abort()
         if self.machine.failure is not None:
             raise self.machine.failure
-        self._detail = "the kernel was loaded and taken back; nobody was told, nothing was sealed"
         yield self._report("checked")
 
     def abort(self) -> None:
@@ -121,7 +135,9 @@ class LiveUpdate:
         self._perform(self.machine.abort())
 
     def _report(self, phase: str) -> UpdateReply:
-        return UpdateReply(phase=phase, waiting=self.machine.waiting, detail=self._detail)
+        return UpdateReply(
+            phase=phase, waiting=self.machine.waiting, detail=self._detail, loads=self._loads
+        )
 
     # --- the subscribers ---------------------------------------------------------------------------------------------
 
@@ -161,6 +177,7 @@ class LiveUpdate:
             self._work = asyncio.create_task(self._empty_queue())
 
     def _notify(self) -> None:
+        self._phases.setdefault(self.machine.phase.value, self._vault.kernel.realtime())
         self._changed.set()
 
     async def _empty_queue(self) -> None:
@@ -186,15 +203,35 @@ class LiveUpdate:
             self._perform(self.machine.failed(error))
 
     async def _load(self) -> None:
-        self._vault.note_next_kernel(loaded=True)
-        await asyncio.to_thread(self._load_kernel)
+        assert self._plan is not None
+        if self._plan.kernel is not None:
+            await asyncio.to_thread(self._judge, self._plan.kernel)
+            self._vault.note_next_kernel(loaded=True)
+            self._has_loaded = True
+            await asyncio.to_thread(self._load_kernel)
         if self.machine.dry_run:
-            self._vault.check_carried()
+            expected = self._vault.expected(images_only=self._plan.images_only)
+            self._loads = [load for key, loads in expected for load in sums(key, loads)]
+            self._detail = f"{self._detail or _CHECKED}; nobody was told, nothing was sealed"
         if self.machine.phase is Phase.LOADING:
             self._perform(self.machine.loaded())
 
+    def _judge(self, kernel: OwnedFd) -> None:
+        """Refuse a kernel that would lose what boxes hold, before anybody is told."""
+        assert self._plan is not None
+        verdict = self._vault.kernel.judge(kernel.fileno(), self._plan.command_line)
+        by_kernel = self._vault.by_kernel(images_only=self._plan.images_only)
+        problems = fitness.obstacles(verdict, by_kernel=by_kernel)
+        if problems and not self._plan.force:
+            raise fitness.unfit(problems, by_kernel=by_kernel)
+        if problems:
+            self._detail = f"forced, although: {'; '.join(map(str, problems))}"
+            log.warning("update: %s", self._detail)
+
     def _load_kernel(self) -> None:
         assert self._plan is not None
+        if self._plan.kernel is None:
+            return
         initrd = None if self._plan.initrd is None else self._plan.initrd.fileno()
         self._vault.kernel.load(self._plan.kernel.fileno(), initrd, self._plan.command_line)
 
@@ -212,7 +249,9 @@ class LiveUpdate:
 
     async def _seal(self) -> None:
         self._cancel_deadline()
-        await self._vault.seal_all(self._go_on)
+        assert self._plan is not None
+        await self._vault.seal_all(self._go_on, images_only=self._plan.images_only)
+        self._loads = [load for one in self._vault.sealed for load in sums(one.box, one.loads)]
         if self.machine.phase is Phase.SEALING:
             self._perform(self.machine.sealed())
 
@@ -223,10 +262,24 @@ class LiveUpdate:
 
     async def _commit(self) -> None:
         assert self._plan is not None
-        await self._vault.commit(self._load_kernel, save_again=self._plan.save_again)
+        kernel = self._vault.kernel
+        await self._vault.commit(
+            self._load_and_tell,
+            kernel.reboot if self._plan.kernel is None else kernel.jump,
+            save_again=self._plan.save_again,
+        )
+
+    def _load_and_tell(self) -> None:
+        self._load_kernel()
+        kernel = self._vault.kernel
+        self._phases["leaving"] = kernel.realtime()
+        self.last.leaves(kernel.incarnation(), self._phases, self._vault.sealed)
 
     async def _unload(self) -> None:
+        if not self._has_loaded:  # what somebody else has loaded stays
+            return
         await asyncio.to_thread(self._vault.kernel.unload)
+        self._has_loaded = False
         self._vault.note_next_kernel(loaded=False)
 
     async def _recall(self) -> None:
@@ -235,6 +288,10 @@ class LiveUpdate:
 
     async def _finish(self) -> None:
         self._cancel_deadline()
+        if self.machine.failure is not None:
+            incarnation = self._vault.kernel.incarnation()
+            reason = str(self.machine.failure)
+            await asyncio.to_thread(self.last.fails, incarnation, dict(self._phases), reason)
         if self._plan is not None:
             self._discard(self._plan.images)
             self._plan = None
@@ -252,3 +309,12 @@ class LiveUpdate:
             self.abort()
         if self._work is not None:
             await self._work
+
+
+def sums(key: BoxKey, loads: list[seal.Load]) -> Iterator[Load]:
+    """Yield how much of a box each carrier takes."""
+    for carrier in sorted({load.carrier for load in loads}):
+        mine = [load.size for load in loads if load.carrier == carrier]
+        yield Load(
+            box=key.name, owner=key.owner, carrier=carrier, entries=len(mine), bytes=sum(mine)
+        )

@@ -68,6 +68,7 @@ class Methods:
             "Seal": self.seal,
             "Unseal": self.unseal,
             "Update": self.update,
+            "LastUpdate": self.last_update,
             "AbortUpdate": self.abort_update,
             "Subscribe": self.subscribe,
             "Ready": self.ready,
@@ -203,12 +204,12 @@ class Methods:
             raise UsageError(
                 f"a timeout of {timeout} s cannot be", remedy=f"use 0 to {_LONGEST} seconds"
             )
-        kernel = call.take(request.kernel)
-        try:
-            initrd = None if request.initrd is None else call.take(request.initrd)
-        except BaseException:
-            kernel.close()
-            raise
+        if request.kernel is None and request.carrier != "image":
+            raise UsageError(
+                "without a next kernel there is nothing that could carry but images",
+                remedy="name a kernel, or ask for the image carrier (fdbox update --reboot)",
+            )
+        kernel, initrd = _take_images(call, request)
         plan = Plan(
             kernel,
             initrd,
@@ -217,6 +218,8 @@ class Methods:
             proceed_at_deadline=request.on_deadline == "proceed",
             save_again=request.on_late_write != "abort",
             dry_run=bool(request.dry_run),
+            images_only=request.carrier == "image",
+            force=bool(request.force),
         )
         steps = self._live.run(plan)
         try:
@@ -224,6 +227,11 @@ class Methods:
                 yield Reply(step, last=step.phase == "checked")
         finally:
             await steps.aclose()  # type: ignore[attr-defined]  # it is a generator, so that it can be closed
+
+    def last_update(self, call: Call) -> Reply:
+        """LastUpdate."""
+        require_root(call.peer, "reading how an update went")
+        return Reply(self._live.last.report())
 
     def abort_update(self, call: Call) -> Reply:
         """AbortUpdate."""
@@ -265,6 +273,16 @@ class Methods:
                 lost=[_loss(loss) for loss in self._vault.losses if _may_know(call.peer, loss)],
             )
         )
+
+
+def _take_images(call: Call, request: interface.Update) -> tuple[OwnedFd | None, OwnedFd | None]:
+    kernel = None if request.kernel is None else call.take(request.kernel)
+    try:
+        return kernel, None if request.initrd is None else call.take(request.initrd)
+    except BaseException:
+        if kernel is not None:
+            kernel.close()
+        raise
 
 
 def _as(cls: type[StructT], call: Call) -> StructT:

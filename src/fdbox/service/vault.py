@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from fdbox.errors import FdboxError, InvalidDescriptor, LateWrite
 from fdbox.handover import seal
 from fdbox.handover.arrive import Loss
+from fdbox.handover.seal import Load
 from fdbox.kinds import registry
 from fdbox.kinds.look import Look, glance, look
 from fdbox.linux.fd import OwnedFd, close_all
@@ -39,6 +40,10 @@ T = TypeVar("T")
 _SAVED_AGAIN = 3
 
 log: logging.Logger = logging.getLogger(__name__)
+
+
+def _is_image(one: SealedBox) -> bool:
+    return one.shipment.carrier == seal.STREAMS
 
 
 @dataclass(slots=True)
@@ -75,6 +80,8 @@ class Vault:
         self.arrived: int = 0
         self.losses: list[Loss] = []
         self.reached = reached
+        #: what boxes are sealed with: another one while an update wants images only
+        self._by = carrier
         self._sealed: dict[BoxKey, SealedBox] = {}
         self._index: Shipment | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="fdbox-seal")
@@ -109,13 +116,23 @@ class Vault:
         label = fresh.description.label or held.description.label
         return Description(fresh.description.kind, fresh.description.size, label), fresh.carriage
 
-    def check_carried(self) -> None:
-        """Raise CannotCarry for the first entry that nothing would carry; for a dry run."""
-        for box in self.boxes:
-            for name, held in box.entries.items():
-                description, carriage = self.describe(held)
-                if carriage.carrier is None:
-                    raise seal.cannot_carry(box.key, name, description.kind, carriage)
+    def expected(self, *, images_only: bool) -> list[tuple[BoxKey, list[Load]]]:
+        """Return what would take what, box by box, for a dry run: memory that has to be copied may go another way.
+
+        Raises:
+            CannotCarry: naming the first entry that nothing would carry.
+        """
+        return [
+            (box.key, [self._expected(box.key, name, images_only) for name in box.entries])
+            for box in self.boxes
+        ]
+
+    def _expected(self, key: BoxKey, name: str, images_only: bool) -> Load:  # noqa: FBT001
+        description, carriage = self.describe(self.boxes.find(key).entries[name])
+        if carriage.carrier is None:
+            raise seal.cannot_carry(key, name, description.kind, carriage)
+        by = seal.STREAMS if images_only else carriage.carrier
+        return Load(name, description.kind, by, description.size or 0)
 
     # --- changes -----------------------------------------------------------------------------------------------------
 
@@ -204,9 +221,25 @@ class Vault:
         if self.keep is not None:
             self.keep.write(NextKernel(loaded))
 
-    async def seal_all(self, progress: Callable[[str], bool]) -> None:
-        """Seal every open box; `progress` hears of each, and returns whether to go on. `thaw_all` undoes it."""
+    @property
+    def sealed(self) -> list[SealedBox]:
+        """What is sealed."""
+        return list(self._sealed.values())
+
+    def by_kernel(self, *, images_only: bool = False) -> bool:
+        """Return whether the running kernel would take boxes that are sealed now."""
+        return not images_only and self.carrier.now().in_place
+
+    async def seal_all(self, progress: Callable[[str], bool], *, images_only: bool = False) -> None:
+        """Seal every open box; `progress` hears of each, and returns whether to go on. `thaw_all` undoes it.
+
+        With `images_only` what the kernel has taken already is saved again; CannotCarry if there are no images.
+        """
         async with self._turn:
+            if images_only:
+                self._by = self.carrier.by_image()
+                for key in [key for key, one in self._sealed.items() if not _is_image(one)]:
+                    await self._save_again(key)
             wanted = [box.key for box in self.boxes if box.state is BoxState.OPEN]
             for number, key in enumerate(wanted, 1):
                 if not progress(f"box {key.name!r} of user {key.owner}, {number} of {len(wanted)}"):
@@ -217,12 +250,15 @@ class Vault:
     async def thaw_all(self) -> None:
         """Unseal what `seal_all` has sealed; what its owner had sealed before stays so."""
         async with self._turn:
+            self._by = self.carrier
             while self._sealed_by_update:
                 await self._thaw(self._sealed_by_update.pop())
             await self._run(self._publish)
 
-    async def commit(self, load: Callable[[], None], *, save_again: bool = True) -> None:
-        """`load`, leave the index, check that what was saved is what is there, and jump.
+    async def commit(
+        self, load: Callable[[], None], jump: Callable[[], None], *, save_again: bool = True
+    ) -> None:
+        """`load`, leave the index, check that what was saved is what is there, and `jump`.
 
         A box of which something was changed after it was saved is saved again, if that was asked for, and some times.
 
@@ -235,13 +271,13 @@ class Vault:
             await self._run(self.kernel.sync)
             await self._run(self._publish)
             for _ in range(_SAVED_AGAIN if save_again else 0):
-                for key in await self._run(self._jump):
+                for key in await self._run(lambda: self._jump(jump)):
                     await self._save_again(key)
                 await self._run(self._publish)
-            changed = await self._run(self._jump)
+            changed = await self._run(lambda: self._jump(jump))
             raise next(iter(changed.values()))
 
-    def _jump(self) -> dict[BoxKey, LateWrite]:
+    def _jump(self, jump: Callable[[], None]) -> dict[BoxKey, LateWrite]:
         """Jump, or return what was changed after it was saved. Nothing may come between the comparison and the jump."""
         changed = {}
         for key, sealed in self._sealed.items():
@@ -250,7 +286,7 @@ class Vault:
             except LateWrite as error:
                 changed[key] = error
         if not changed:
-            self.kernel.jump()
+            jump()
         return changed
 
     async def _save_again(self, key: BoxKey) -> None:
@@ -264,7 +300,7 @@ class Vault:
             else:
                 self._note_sealed(key, sealed=False)
             raise
-        log.info("%s was changed after it was saved, and is saved again", key)
+        log.info("%s is saved again", key)
 
     async def _seal(self, key: BoxKey) -> None:
         self.boxes.begin_seal(key)
@@ -279,7 +315,7 @@ class Vault:
     async def _save(self, key: BoxKey) -> SealedBox:
         held = self.boxes.find(key).entries
         entries = {name: (one.fd.fileno(), one.description) for name, one in held.items()}
-        sealed = await self._run(lambda: seal.seal(key, entries, self.carrier, self.kernel))
+        sealed = await self._run(lambda: seal.seal(key, entries, self._by, self.kernel))
         for entry, sentence in sealed.lost:
             log.warning("%s: the next kernel will not have of %r: %s", key, entry, sentence)
         return sealed
@@ -292,7 +328,7 @@ class Vault:
     def _publish(self) -> None:
         """Replace the index of all sealed boxes, so that they cross whoever makes the jump."""
         self._index = seal.write_index(
-            list(self._sealed.values()), self.carrier, self.kernel, self._index
+            list(self._sealed.values()), self._by, self.kernel, self._index
         )
 
     async def _run(self, work: Callable[[], T]) -> T:

@@ -114,21 +114,62 @@ class BoxReply(_Struct, frozen=True, kw_only=True):
 class Update(_Struct, frozen=True, kw_only=True):
     """Begin a live update; `kernel` and `initrd` are descriptor indices, `timeout_seconds` for the subscribers."""
 
-    kernel: int
+    kernel: int | None = None
     initrd: int | None = None
     command_line: str
     dry_run: bool | None = None
     timeout_seconds: float | None = None
     on_deadline: Literal["abort", "proceed"] | None = None
     on_late_write: Literal["retry", "abort"] | None = None
+    carrier: Literal["image"] | None = None
+    force: bool | None = None
+
+
+class Load(_Struct, frozen=True, kw_only=True):
+    """How many entries of a box, and bytes of them, a carrier takes."""
+
+    box: str
+    owner: int
+    carrier: str
+    entries: int
+    bytes: int
 
 
 class UpdateReply(_Struct, frozen=True, kw_only=True):
-    """Where an update stands, and which subscribers are not ready yet."""
+    """Where an update stands, which subscribers are not ready yet, and what takes how much, once that is known."""
 
     phase: str
     waiting: list[str]
     detail: str
+    loads: list[Load] = []
+
+
+class LeftEntry(_Struct, frozen=True, kw_only=True):
+    """An entry that left."""
+
+    name: str
+    kind: str
+    carrier: str
+    bytes: int
+
+
+class LeftBox(_Struct, frozen=True, kw_only=True):
+    """A box that left."""
+
+    box: str
+    owner: int
+    entries: list[LeftEntry]
+
+
+class LastUpdateReply(_Struct, frozen=True, kw_only=True):
+    """How an update went: when each phase began (nanoseconds since 1970), what left, and what is missing."""
+
+    incarnation: str
+    phases: dict[str, int]
+    boxes: list[LeftBox]
+    failure: str | None = None
+    arrived: int | None = None
+    missing: list[Loss] = []
 
 
 class Subscribe(_Struct, frozen=True, kw_only=True):
@@ -194,6 +235,7 @@ METHODS: dict[str, Method] = {
     "Unseal": Method(BoxRequest, BoxReply),
     "Update": Method(Update, UpdateReply, takes_descriptors=True, more=True),
     "AbortUpdate": Method(Nothing, Nothing),
+    "LastUpdate": Method(Nothing, LastUpdateReply),
     "Subscribe": Method(Subscribe, SubscribeReply, more=True),
     "Ready": Method(Ready, Nothing),
     "Status": Method(Nothing, StatusReply),

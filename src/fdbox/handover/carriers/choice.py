@@ -35,6 +35,10 @@ class KernelAndImage:
         """Return this one if the kernel carries, else the image carrier."""
         return self if self.kernel.carriage().carrier is not None else self.image
 
+    def by_image(self) -> Carrier[OwnedFd]:
+        """Return the image carrier."""
+        return self.image
+
     def carriage(self) -> Carriage:
         """Return what there is, or why there is neither."""
         kernel = self.kernel.carriage()

@@ -69,6 +69,10 @@ class ImageCarrier:
         """Return this one."""
         return self
 
+    def by_image(self) -> ImageCarrier:
+        """Return this one."""
+        return self
+
     def carriage(self) -> Carriage:
         """Return whether the folder is there, or can be made, and outlives the kernel."""
         if self._works:

@@ -14,7 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Self
 
-from fdbox.errors import KernelError, NoRoom
+from fdbox.errors import CannotCarry, KernelError, NoRoom
 from fdbox.handover.manifest import INDEX_SESSION
 from fdbox.linux import liveupdate, memfd
 from fdbox.linux.fd import OwnedFd
@@ -52,6 +52,10 @@ class KernelCarrier:
     def now(self) -> Self:
         """Return this one."""
         return self
+
+    def by_image(self) -> Self:
+        """Raise CannotCarry: there is none."""
+        raise CannotCarry("there is no carrier but the kernel", remedy="leave the carrier out")
 
     def carriage(self) -> Carriage:
         """Return whether the running kernel carries memory: tried with a page of it, until it has worked once.
