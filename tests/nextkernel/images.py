@@ -147,11 +147,19 @@ def bzimage(
 
 
 def repacked(image: bytes, payload: bytes) -> bytes:
-    """Return a real bzImage with another payload: its own setup, and what precedes the payload."""
+    """Return a real bzImage with another payload, to be read: it would not start."""
     begin = (image[0x1F1] + 1) * 512 + struct.unpack_from("<I", image, 0x248)[0]
     setup = bytearray(image[:begin])
     struct.pack_into("<I", setup, 0x24C, len(payload))
     return bytes(setup) + payload
+
+
+def replaced(image: bytes, payload: bytes) -> bytes:
+    """Return a real bzImage that starts with another payload: the code that unpacks it lies behind, and knows its place."""
+    begin = image.index(payload_of(image))
+    length = len(payload_of(image)) - 4
+    assert len(payload) <= length, f"{len(payload) - length} bytes too many"
+    return image[:begin] + payload.ljust(length, b"\0") + image[begin + length :]
 
 
 def payload_of(image: bytes) -> bytes:
