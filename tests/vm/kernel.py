@@ -42,6 +42,19 @@ _NOT_NEEDED = (
 
 
 @dataclass(frozen=True, slots=True)
+class Kernel:
+    """What can be booted."""
+
+    image: Path
+    #: in the order in which they are loaded
+    modules: tuple[Path, ...] = ()
+    #: how it mounts folders of the host: 9p or virtiofs
+    transport: str = "9p"
+    #: of an image without IKCONFIG
+    configuration: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """What a kernel is made of."""
 
@@ -81,6 +94,14 @@ OTHER_ABI = Recipe(
 )
 #: it gives back the memory that it was handed, and knows of no session
 NO_LIVEUPDATE = Recipe(fragment=SMALL, more=("CONFIG_LIVEUPDATE=n",))
+
+RECIPES = {
+    "default": DEFAULT,
+    "candidate": CANDIDATE,
+    "older": OLDER,
+    "other-abi": OTHER_ABI,
+    "no-liveupdate": NO_LIVEUPDATE,
+}
 
 
 def ensure_source_package(recipe: Recipe = DEFAULT) -> Path:

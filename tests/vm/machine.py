@@ -15,17 +15,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.vm import debian, initrd
-from tests.vm.kernel import ensure_kernel
+from tests.vm import debian, initrd, qemu
+from tests.vm.kernel import Kernel, ensure_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 PROJECT = Path(__file__).resolve().parents[2]
 GUEST = Path(__file__).with_name("guest.py")
-TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "/usr/sbin/mkfs.ext4": "e2fsprogs"}
-_DISK_BYTES = 256 << 20
 COMMAND_LINE = "console=ttyS0 quiet kho=on liveupdate=on panic=-1"
+#: 9p has neither file handles nor birth times, and an overlay ends with the kernel
+CONFIGURATION = """\
+[image]
+directory = "/run/disk/fdbox"
+"""
 
 
 class VmLost(Exception):
@@ -66,10 +69,13 @@ class Machine:
 
     memory: str = "4G"
     deadline: float = 300.0
-    kernel: Path | None = None
+    #: by default ours
+    kernel: Kernel | None = None
     #: the kernel to jump into; by default the same
-    next_kernel: Path | None = None
+    next_kernel: Kernel | None = None
     append: str = ""
+    #: of the next kernel; by default the same
+    append_next: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     #: what starts the daemon, at the default socket
     serve: Sequence[str] = ("fdbox", "serve")
@@ -78,6 +84,8 @@ class Machine:
     init: Sequence[str] = ()
     #: a script that jumps; by default `fdbox update` does
     jump: Path | None = None
+    #: bytes of the file system at /run/disk, in both kernels; the file is sparse
+    disk_size: int = 2 << 30
 
     def boot(self, script: Path) -> Outcome:
         """Run one script as root; VmLost if the machine did not get that far."""
@@ -89,74 +97,71 @@ class Machine:
         return self._run(job, ["before", "update", "after"])
 
     def _run(self, scripts: Mapping[str, str], expected: list[str]) -> Outcome:
-        debian.ensure_programs(TOOLS)
+        debian.ensure_programs(qemu.TOOLS)
         with tempfile.TemporaryDirectory(prefix="fdbox-vm-") as folder:
-            share = Path(folder) / "share"
-            share.mkdir()
-            kernel = self.kernel or ensure_kernel()
-            python = Path(sys.executable).absolute()
-            image = initrd.build(Path(folder), python, GUEST, len(self.layers))
-            shutil.copy(self.next_kernel or kernel, share / "next-kernel")
-            shutil.copy(image, share / "next-initrd")
-            command_line = f"{COMMAND_LINE} {self.append}".strip()
-            job = {
-                "scripts": scripts,
-                "command_line": command_line,
-                "environment": dict(self.environment),
-                "serve": [*self.serve],
-                "project": str(PROJECT),
-                "bin": str(python.parent),
-                "init": list(self.init),
-                "jump": str(self.jump or ""),
-            }
-            (share / "job.json").write_text(json.dumps(job))
-            console = Path(folder) / "console"
-            disk = _format_disk(Path(folder) / "disk")
-            with debian.alone(
-                "machine"
-            ):  # two would need more cores than there are, and miss their deadlines
-                self._qemu(kernel, image, command_line, share, disk, console)
+            scratch = Path(folder)
+            share = scratch / "share"
+            (share / "notes").mkdir(parents=True)
+            kernel = self.kernel or Kernel(ensure_kernel())
+            image = self._lay_out(scratch, share, kernel)
+            (share / "job.json").write_text(json.dumps(self._job(scripts)))
+            disk = scratch / "disk"
+            format_disk(disk, self.disk_size)
+            console = scratch / "console"
+            transports = frozenset({kernel.transport, (self.next_kernel or kernel).transport})
+            hardware = qemu.Hardware(
+                self.memory, disk, console, self._folders(share), transports
+            )
+            # Two would need more cores than there are, and miss their deadlines.
+            with debian.alone("machine"):
+                self._qemu(hardware, kernel.image, image, scratch)
             return _collect(share, console, expected)
 
-    def _qemu(
-        self, kernel: Path, image: Path, line: str, share: Path, disk: Path, console: Path
-    ) -> None:
-        shared = "security_model=none,multidevs=remap"
-        command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max"]
-        command += [
-            "-smp",
-            "2",
-            "-m",
-            self.memory,
-            "-no-reboot",
-            "-nic",
-            "none",
-            "-display",
-            "none",
-        ]
-        command += ["-virtfs", f"local,path=/,mount_tag=hostroot,readonly=on,{shared}"]
-        command += ["-virtfs", f"local,path={share},mount_tag=share,{shared}"]
-        command += ["-drive", f"file={disk},format=raw,if=virtio"]
-        for number, layer in enumerate(self.layers):
-            tag = f"mount_tag=layer{number}"
-            command += ["-virtfs", f"local,path={layer},{tag},readonly=on,{shared}"]
-        command += ["-kernel", str(kernel), "-initrd", str(image), "-append", line]
-        command += ["-serial", f"file:{console}", "-monitor", "none"]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as qemu:
+    def _lay_out(self, scratch: Path, share: Path, kernel: Kernel) -> Path:
+        """Put the next kernel where the guest finds it; return the initrd of this one."""
+        python, layers = Path(sys.executable).absolute(), len(self.layers)
+        image = initrd.build(scratch / "initrd", kernel, python, GUEST, layers)
+        next_kernel, next_image = self.next_kernel or kernel, image
+        if next_kernel != kernel:
+            next_image = initrd.build(scratch / "next", next_kernel, python, GUEST, layers)
+        shutil.copy(next_kernel.image, share / "next-kernel")
+        shutil.copy(next_image, share / "next-initrd")
+        return image
+
+    def _job(self, scripts: Mapping[str, str]) -> dict[str, object]:
+        append = self.append if self.append_next is None else self.append_next
+        return {
+            "scripts": scripts,
+            "command_line": f"{COMMAND_LINE} {append}".strip(),
+            "configuration": CONFIGURATION,
+            "environment": dict(self.environment),
+            "serve": [*self.serve],
+            "project": str(PROJECT),
+            "bin": str(Path(sys.executable).absolute().parent),
+            "init": list(self.init),
+            "jump": str(self.jump or ""),
+        }
+
+    def _folders(self, share: Path) -> list[qemu.Folder]:
+        layers = [qemu.Folder(path, f"layer{number}") for number, path in enumerate(self.layers)]
+        return [qemu.Folder(Path("/"), "hostroot"), qemu.Folder(share, "share", True), *layers]
+
+    def _qemu(self, hardware: qemu.Hardware, kernel: Path, image: Path, scratch: Path) -> None:
+        line = f"{COMMAND_LINE} {self.append}".strip()
+        with qemu.running(hardware, kernel, image, line, scratch) as machine:
             try:
-                qemu.wait(self.deadline)
+                machine.wait(self.deadline)
             except subprocess.TimeoutExpired:
-                qemu.kill()
                 late = f"not done after {self.deadline:.0f} s"
-                raise VmLost(f"{late}\n{_said(share)}\n{_tail(console)}") from None
+                share = scratch / "share"
+                raise VmLost(f"{late}\n{_said(share)}\n{_tail(hardware.console)}") from None
 
 
-def _format_disk(path: Path) -> Path:
-    """Return an empty file system, at /run/disk in both kernels: 9p has neither file handles nor birth times."""
+def format_disk(path: Path, size: int) -> None:
+    """Make an empty file system in a sparse file."""
     with path.open("wb") as file:
-        file.truncate(_DISK_BYTES)
+        file.truncate(size)
     subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-F", str(path)], check=True)
-    return path
 
 
 def _collect(share: Path, console: Path, expected: list[str]) -> Outcome:
