@@ -50,6 +50,8 @@ class Kernel:
     modules: tuple[Path, ...] = ()
     #: how it mounts folders of the host: 9p or virtiofs
     transport: str = "9p"
+    #: 1 for a kernel that patches its own code (JUMP_LABEL): a second thread of QEMU may meet a breakpoint that is over
+    cpus: int = 2
     #: of an image without IKCONFIG
     configuration: Path | None = None
 

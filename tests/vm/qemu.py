@@ -33,6 +33,7 @@ class Hardware:
     """The machine as QEMU makes it."""
 
     memory: str
+    cpus: int
     disk: Path
     console: Path
     folders: Sequence[Folder]
@@ -48,7 +49,8 @@ def running(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run it; whatever is left of it at the end is killed."""
     command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max"]
-    command += ["-smp", "2", "-m", hardware.memory, "-no-reboot", "-nic", "none"]
+    command += ["-smp", str(hardware.cpus), "-m", hardware.memory]
+    command += ["-no-reboot", "-nic", "none"]
     command += ["-display", "none", "-monitor", "none", "-serial", f"file:{hardware.console}"]
     command += _disk(hardware)
     command += ["-kernel", str(kernel), "-initrd", str(initrd), "-append", line]

@@ -15,9 +15,12 @@ from tests.vm.kernel import OLDEST, SUITES, Kernel
 _IMAGE = re.compile(r"linux-binary-(\d+\.\d+\.\d+\+deb\d+-cloud-amd64)")
 _TOOLS = {"xz": "xz-utils", "/bin/busybox": "busybox-static"}
 #: what the machine needs to find its root, and then what the kinds of descriptors and of sockets need
-MODULES = ("virtio_blk", "overlay", "tun", "veth", "dummy", "vsock_loopback", "nf_tables")
-MODULES += ("unix_diag", "tcp_diag", "udp_diag", "raw_diag", "netlink_diag", "af_packet_diag")
-MODULES += ("vsock_diag", "vfio")
+MODULES = (
+    *("virtio_blk", "overlay"),
+    *("tun", "veth", "dummy", "vsock_loopback", "nf_tables", "vfio"),
+    *("unix_diag", "tcp_diag", "udp_diag", "raw_diag", "netlink_diag"),
+    *("af_packet_diag", "vsock_diag"),
+)
 
 
 def ensure_stock_kernel() -> Kernel:
@@ -75,7 +78,7 @@ def _kernel(folder: Path) -> Kernel:
     for name in MODULES:
         if name not in built_in:
             load(name)
-    return Kernel(folder / "vmlinuz", tuple(order.values()), "virtiofs", folder / "config")
+    return Kernel(folder / "vmlinuz", tuple(order.values()), "virtiofs", 1, folder / "config")
 
 
 def _name(path: str) -> str:
