@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from tests.vm import kernel, stock
 from tests.vm.debian import CannotPrepare
 from tests.vm.machine import PROJECT, Machine, VmLost
 
@@ -23,7 +24,7 @@ def main(description: str, scripts: list[str]) -> None:
         memory=options.mem,
         deadline=options.deadline,
         kernel=options.kernel,
-        next_kernel=options.next,
+        next_kernel=options.next or options.kernel,
         append=options.append,
         environment=dict(pair.split("=", 1) for pair in options.env),
     )
@@ -40,6 +41,14 @@ def main(description: str, scripts: list[str]) -> None:
     sys.exit(0 if outcome.good else FAILED)
 
 
+def _kernel(name: str) -> kernel.Kernel:
+    if name == "stock":
+        return stock.ensure_stock_kernel()
+    if recipe := kernel.RECIPES.get(name):
+        return kernel.Kernel(kernel.ensure_kernel(recipe))
+    return kernel.Kernel(Path(name))
+
+
 def _parse(description: str, scripts: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=description,
@@ -49,10 +58,9 @@ def _parse(description: str, scripts: list[str]) -> argparse.Namespace:
     for name in scripts:
         parser.add_argument(name, type=Path, metavar=name.upper())
     parser.add_argument("--mem", default="4G", metavar="SIZE", help="memory (4G)")
-    parser.add_argument("--kernel", type=Path, metavar="IMAGE", help="boot this (default: ours)")
-    parser.add_argument(
-        "--next", type=Path, metavar="IMAGE", help="jump into this (default: the same)"
-    )
+    what = "an image, `stock` (Debian's own) or one of " + ", ".join(kernel.RECIPES)
+    parser.add_argument("--kernel", type=_kernel, metavar="K", help=f"boot this: {what}")
+    parser.add_argument("--next", type=_kernel, metavar="K", help="jump into this (the same)")
     parser.add_argument(
         "--deadline", type=float, default=300, metavar="S", help="seconds for all (300)"
     )

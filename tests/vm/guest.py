@@ -44,7 +44,9 @@ class Guest:
             "FDBOX_NOTES": str(SHARE / "notes"),
             **job["environment"],
         }
-        (SHARE / "notes").mkdir(exist_ok=True)
+        configuration = Path("/etc/fdbox/config.toml")
+        configuration.parent.mkdir(exist_ok=True)
+        configuration.write_text(job["configuration"])
 
     def step(self, name: str, command: list[str]) -> bool:
         """Run a command to its end, record it, and return whether it did well."""

@@ -11,21 +11,28 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.vm import debian, initrd
-from tests.vm.kernel import ensure_kernel
+from tests.vm import debian, initrd, qemu
+from tests.vm.kernel import Kernel, ensure_kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 PROJECT = Path(__file__).resolve().parents[2]
 GUEST = Path(__file__).with_name("guest.py")
-TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "/usr/sbin/mkfs.ext4": "e2fsprogs"}
-_DISK_BYTES = 256 << 20
 COMMAND_LINE = "console=ttyS0 quiet kho=on liveupdate=on panic=-1"
+#: behind the file system, where a script says what it has completed (tests/vm/powercut.py)
+MARKS_SIZE = 1 << 20
+#: The root is an overlay in memory, and ends with the kernel.
+CONFIGURATION = """\
+[image]
+directory = "/run/disk/fdbox"
+"""
 
 
 class VmLost(Exception):
@@ -66,10 +73,13 @@ class Machine:
 
     memory: str = "4G"
     deadline: float = 300.0
-    kernel: Path | None = None
+    #: by default ours
+    kernel: Kernel | None = None
     #: the kernel to jump into; by default the same
-    next_kernel: Path | None = None
+    next_kernel: Kernel | None = None
     append: str = ""
+    #: of the next kernel; by default the same
+    append_next: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     #: what starts the daemon, at the default socket
     serve: Sequence[str] = ("fdbox", "serve")
@@ -78,85 +88,112 @@ class Machine:
     init: Sequence[str] = ()
     #: a script that jumps; by default `fdbox update` does
     jump: Path | None = None
+    #: bytes of the file system at /run/disk, in both kernels (9p has neither file handles nor birth times)
+    disk_size: int = 2 << 30
+    #: a disk of `format_disk` that outlives the machine; by default a new one
+    disk: Path | None = None
+    #: an empty file, where every write and flush of the disk is recorded
+    log: Path | None = None
 
     def boot(self, script: Path) -> Outcome:
         """Run one script as root; VmLost if the machine did not get that far."""
-        return self._run({"boot": str(script.resolve())}, ["boot"])
+        return self._complete({"boot": str(script.resolve())}, ["boot"])
 
     def cross(self, before: Path, after: Path) -> Outcome:
         """Run `before`, replace the kernel, and run `after` in the next one; VmLost likewise."""
         job = {"before": str(before.resolve()), "after": str(after.resolve())}
-        return self._run(job, ["before", "update", "after"])
+        return self._complete(job, ["before", "update", "after"])
 
-    def _run(self, scripts: Mapping[str, str], expected: list[str]) -> Outcome:
-        debian.ensure_programs(TOOLS)
-        with tempfile.TemporaryDirectory(prefix="fdbox-vm-") as folder:
-            share = Path(folder) / "share"
-            share.mkdir()
-            kernel = self.kernel or ensure_kernel()
-            python = Path(sys.executable).absolute()
-            image = initrd.build(Path(folder), python, GUEST, len(self.layers))
-            shutil.copy(self.next_kernel or kernel, share / "next-kernel")
-            shutil.copy(image, share / "next-initrd")
-            command_line = f"{COMMAND_LINE} {self.append}".strip()
-            job = {
-                "scripts": scripts,
-                "command_line": command_line,
-                "environment": dict(self.environment),
-                "serve": [*self.serve],
-                "project": str(PROJECT),
-                "bin": str(python.parent),
-                "init": list(self.init),
-                "jump": str(self.jump or ""),
-            }
-            (share / "job.json").write_text(json.dumps(job))
-            console = Path(folder) / "console"
-            disk = _format_disk(Path(folder) / "disk")
-            with debian.alone(
-                "machine"
-            ):  # two would need more cores than there are, and miss their deadlines
-                self._qemu(kernel, image, command_line, share, disk, console)
-            return _collect(share, console, expected)
+    def boot_until(self, script: Path, when: Callable[[Path], bool]) -> dict[str, str]:
+        """Run one script until `when` says so of the folder with the notes, kill the machine, and return the notes.
 
-    def _qemu(
-        self, kernel: Path, image: Path, line: str, share: Path, disk: Path, console: Path
-    ) -> None:
-        shared = "security_model=none,multidevs=remap"
-        command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max"]
-        command += [
-            "-smp",
-            "2",
-            "-m",
-            self.memory,
-            "-no-reboot",
-            "-nic",
-            "none",
-            "-display",
-            "none",
-        ]
-        command += ["-virtfs", f"local,path=/,mount_tag=hostroot,readonly=on,{shared}"]
-        command += ["-virtfs", f"local,path={share},mount_tag=share,{shared}"]
-        command += ["-drive", f"file={disk},format=raw,if=virtio"]
-        for number, layer in enumerate(self.layers):
-            tag = f"mount_tag=layer{number}"
-            command += ["-virtfs", f"local,path={layer},{tag},readonly=on,{shared}"]
-        command += ["-kernel", str(kernel), "-initrd", str(image), "-append", line]
-        command += ["-serial", f"file:{console}", "-monitor", "none"]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as qemu:
+        VmLost if it ended before.
+        """
+        with self._started({"boot": str(script.resolve())}) as run:
+            end = time.monotonic() + self.deadline
+            while not when(run.share / "notes"):
+                if run.process.poll() is not None or time.monotonic() > end:
+                    raise run.lost("it was to be killed, and did not get that far")
+                time.sleep(0.01)
+            run.process.kill()
+            run.process.wait()
+            return {path.name: path.read_text() for path in (run.share / "notes").iterdir()}
+
+    def _complete(self, scripts: Mapping[str, str], expected: list[str]) -> Outcome:
+        with self._started(scripts) as run:
             try:
-                qemu.wait(self.deadline)
+                run.process.wait(self.deadline)
             except subprocess.TimeoutExpired:
-                qemu.kill()
-                late = f"not done after {self.deadline:.0f} s"
-                raise VmLost(f"{late}\n{_said(share)}\n{_tail(console)}") from None
+                raise run.lost(f"not done after {self.deadline:.0f} s") from None
+            return _collect(run.share, run.console, expected)
+
+    @contextmanager
+    def _started(self, scripts: Mapping[str, str]) -> Iterator[_Run]:
+        debian.ensure_programs(qemu.TOOLS)
+        with tempfile.TemporaryDirectory(prefix="fdbox-vm-") as folder:
+            scratch = Path(folder)
+            share, console = scratch / "share", scratch / "console"
+            (share / "notes").mkdir(parents=True)
+            kernel = self.kernel or Kernel(ensure_kernel())
+            image = self._lay_out(scratch, share, kernel)
+            (share / "job.json").write_text(json.dumps(self._job(scripts)))
+            disk = self.disk or scratch / "disk"
+            if self.disk is None:
+                format_disk(disk, self.disk_size)
+            kernels = [kernel, self.next_kernel or kernel]
+            hardware = qemu.Hardware(
+                self.memory,
+                min(one.cpus for one in kernels),
+                disk,
+                console,
+                self._folders(share),
+                frozenset(one.transport for one in kernels),
+                self.log,
+            )
+            line = f"{COMMAND_LINE} {self.append}".strip()
+            # Two would need more cores than there are, and miss their deadlines.
+            with (
+                debian.alone("machine"),
+                qemu.running(hardware, kernel.image, image, line, scratch) as process,
+            ):
+                yield _Run(process, share, console)
+
+    def _lay_out(self, scratch: Path, share: Path, kernel: Kernel) -> Path:
+        """Put the next kernel where the guest finds it; return the initrd of this one."""
+        python, layers = Path(sys.executable).absolute(), len(self.layers)
+        image = initrd.build(scratch / "initrd", kernel, python, GUEST, layers)
+        next_kernel, next_image = self.next_kernel or kernel, image
+        if next_kernel != kernel:
+            next_image = initrd.build(scratch / "next", next_kernel, python, GUEST, layers)
+        shutil.copy(next_kernel.image, share / "next-kernel")
+        shutil.copy(next_image, share / "next-initrd")
+        return image
+
+    def _job(self, scripts: Mapping[str, str]) -> dict[str, object]:
+        append = self.append if self.append_next is None else self.append_next
+        return {
+            "scripts": scripts,
+            "command_line": f"{COMMAND_LINE} {append}".strip(),
+            "configuration": CONFIGURATION,
+            "environment": dict(self.environment),
+            "serve": [*self.serve],
+            "project": str(PROJECT),
+            "bin": str(Path(sys.executable).absolute().parent),
+            "init": list(self.init),
+            "jump": str(self.jump or ""),
+        }
+
+    def _folders(self, share: Path) -> list[qemu.Folder]:
+        layers = [qemu.Folder(path, f"layer{number}") for number, path in enumerate(self.layers)]
+        return [qemu.Folder(Path("/"), "hostroot"), qemu.Folder(share, "share", True), *layers]
 
 
-def _format_disk(path: Path) -> Path:
-    """Return an empty file system, at /run/disk in both kernels: 9p has neither file handles nor birth times."""
+def format_disk(path: Path, size: int) -> None:
+    """Make an empty file system of `size` bytes in a sparse file, and room for marks behind it."""
     with path.open("wb") as file:
-        file.truncate(_DISK_BYTES)
-    subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-F", str(path)], check=True)
-    return path
+        file.truncate(size + MARKS_SIZE)
+    command = ["/usr/sbin/mkfs.ext4", "-q", "-F", str(path), f"{size >> 10}k"]
+    subprocess.run(command, check=True)
 
 
 def _collect(share: Path, console: Path, expected: list[str]) -> Outcome:
@@ -178,10 +215,19 @@ def _collect(share: Path, console: Path, expected: list[str]) -> Outcome:
     return outcome
 
 
-def _said(share: Path) -> str:
-    """Return all that was said before the machine was lost."""
-    files = [*sorted(share.glob("*.out")), *sorted(share.glob("*.log"))]
-    return "\n".join(f"--- {file.stem}\n{file.read_text(errors='replace')}" for file in files)
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A machine that runs."""
+
+    process: subprocess.Popen[bytes]
+    share: Path
+    console: Path
+
+    def lost(self, why: str) -> VmLost:
+        """Return an error with all that was said before the machine was lost."""
+        files = [*sorted(self.share.glob("*.out")), *sorted(self.share.glob("*.log"))]
+        said = [f"--- {file.stem}\n{file.read_text(errors='replace')}" for file in files]
+        return VmLost("\n".join([why, *said, _tail(self.console)]))
 
 
 def _tail(console: Path) -> str:
