@@ -97,7 +97,6 @@ def test_entries(fdbox: Run, tmp_path: Path) -> None:
     ]
     table = fdbox("ls", "web").out
     assert "regular-file" in table
-    assert "nothing carries log, dir, fifo" in table
     assert fdbox("cat", "web", "log").out == "content"
     assert fdbox("cat", "web", "log").out == "content", "its position was left alone"
     assert fdbox("cat", "web", "dir").status == 2
@@ -181,7 +180,7 @@ def test_an_update_that_cannot_be(fdbox: Run, tmp_path: Path) -> None:
     failed = fdbox(
         "update", "--kernel", str(image), "--initrd", str(image), "--reuse-cmdline", "--json"
     )
-    assert failed.status in (10, 19)  # this machine's kernel, or not root
+    assert failed.status in (39, 19)  # that is no kernel, or not root
     assert "remedy" in json.loads(failed.err.splitlines()[-1])
     assert fdbox("update", "--kernel", str(image), "--timeout", "-1").status in (2, 19)
     assert fdbox("abort").status in (26, 19)

@@ -19,7 +19,7 @@ from fdbox.nextkernel.inspect import KernelImage, inspect
 from tests.nextkernel import images
 from tests.nextkernel.test_decompress import COMMANDS, tool
 from tests.vm import debian
-from tests.vm.kernel import ensure_kernel
+from tests.vm.kernel import Kernel, ensure_kernel
 from tests.vm.machine import Machine, VmLost
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow]
@@ -145,7 +145,7 @@ def jump(tmp_path: Path, image: bytes, expected: str, *, opens: bool, append: st
         "FDBOX_OPENS": str(opens),
         "FDBOX_NEXT_APPEND": append,
     }
-    machine = Machine(next_kernel=path, environment=environment, jump=SCRIPTS / "jump.py")
+    machine = Machine(next_kernel=Kernel(path), environment=environment, jump=SCRIPTS / "jump.py")
     outcome = machine.cross(SCRIPTS / "judged_before.py", SCRIPTS / "judged_after.py")
     print(outcome)
     assert outcome.good, str(outcome)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,13 +115,17 @@ def _images(options: argparse.Namespace, stack: ExitStack) -> tuple[OwnedFd | No
 def _watch(steps: Iterator[interface.UpdateReply], stack: ExitStack, *, as_json: bool) -> None:
     progress = render.Progress()
     stack.callback(progress.end)
-    phase, loads = "", ""
+    phase, loads, warnings = "", "", set[str]()
     try:
         for step in steps:
             phase = step.phase
             if as_json:
                 print(render.as_json(step), flush=True)
                 continue
+            for warning in step.warnings:
+                if warning not in warnings:
+                    warnings.add(warning)
+                    print(f"fdbox: warning: {render.plain(warning)}", file=sys.stderr, flush=True)
             if step.loads and (table := _loads(step.loads)) != loads:
                 loads = table
                 progress.end()

@@ -32,7 +32,6 @@ log: logging.Logger = logging.getLogger(__name__)
 
 Discard = Callable[[Sequence[OwnedFd | None]], None]
 
-_CHECKED = "the next kernel would do"
 #: From here on every change would be lost, or would spoil what is saved.
 _NO_CHANGES = (Phase.SEALING, Phase.COMMITTING)
 
@@ -70,6 +69,8 @@ class LiveUpdate:
         self._detail = ""
         self._has_loaded = False
         self._loads: list[Load] = []
+        #: what is wrong with the next kernel, and was forced
+        self._warnings: list[str] = []
         self.last = last
         #: when each phase began, of the clock that goes on across incarnations
         self._phases: dict[str, int] = {}
@@ -115,7 +116,8 @@ class LiveUpdate:
         except BaseException:
             self._discard(plan.images)
             raise
-        self._plan, self._detail, self._loads, self._phases = plan, "", [], {}
+        self._plan, self._detail = plan, ""
+        self._loads, self._warnings, self._phases = [], [], {}
         self._perform(actions)
         try:
             while self.machine.phase is not Phase.IDLE:
@@ -136,7 +138,11 @@ class LiveUpdate:
 
     def _report(self, phase: str) -> UpdateReply:
         return UpdateReply(
-            phase=phase, waiting=self.machine.waiting, detail=self._detail, loads=self._loads
+            phase=phase,
+            waiting=self.machine.waiting,
+            detail=self._detail,
+            loads=self._loads,
+            warnings=self._warnings,
         )
 
     # --- the subscribers ---------------------------------------------------------------------------------------------
@@ -212,7 +218,9 @@ class LiveUpdate:
         if self.machine.dry_run:
             expected = self._vault.expected(images_only=self._plan.images_only)
             self._loads = [load for key, loads in expected for load in sums(key, loads)]
-            self._detail = f"{self._detail or _CHECKED}; nobody was told, nothing was sealed"
+            self._detail = (
+                "the kernel was loaded and taken back; nobody was told, nothing was sealed"
+            )
         if self.machine.phase is Phase.LOADING:
             self._perform(self.machine.loaded())
 
@@ -225,8 +233,8 @@ class LiveUpdate:
         if problems and not self._plan.force:
             raise fitness.unfit(problems, by_kernel=by_kernel)
         if problems:
-            self._detail = f"forced, although: {'; '.join(map(str, problems))}"
-            log.warning("update: %s", self._detail)
+            self._warnings = [str(problem) for problem in problems]
+            log.warning("update: forced, although %s", "; ".join(self._warnings))
 
     def _load_kernel(self) -> None:
         assert self._plan is not None

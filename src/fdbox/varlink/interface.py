@@ -142,6 +142,7 @@ class UpdateReply(_Struct, frozen=True, kw_only=True):
     waiting: list[str]
     detail: str
     loads: list[Load] = []
+    warnings: list[str] = []
 
 
 class LeftEntry(_Struct, frozen=True, kw_only=True):

@@ -169,8 +169,8 @@ class ImageCarrier:
         return self.own / (_INDEX if name == INDEX_SESSION else f"{name}.image")
 
     def published(self) -> None:
-        """Take note that an index is safe which names what is live, or that there is none; let go of all else."""
-        self._published = frozenset(self.live)
+        """Take note that an index is safe which can name what is live, or that there is none; let go of all else."""
+        self._published = frozenset(self.live) if INDEX_SESSION in self.live else frozenset()
         kept = {self.path_of(name).name for name in self.live}
         with contextlib.suppress(FileNotFoundError):
             for path in self.own.iterdir():
