@@ -14,6 +14,8 @@ import pytest
 from fdbox.errors import FdboxError, ManifestInvalid
 from fdbox.fdt import blob
 from fdbox.handover import manifest
+from fdbox.handover.carriers import imagefile
+from fdbox.handover.carriers.chunks import Chunk
 from fdbox.handover.manifest import Index, Manifest, SavedEntry
 from fdbox.kinds import handed, registry
 from fdbox.kinds.eventfd import Eventfd
@@ -21,6 +23,7 @@ from fdbox.kinds.freight import Arrivals, Freight, Made, Place
 from fdbox.kinds.look import OpenFile, look
 from fdbox.linux.fd import OwnedFd, dup
 from fdbox.model import BoxKey
+from fdbox.ports import Parcel
 from tests.fakes.carrier import FakeKernel
 from tests.kinds.conformance import World
 from tests.kinds.samples import Sample, every_sample
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 
 FORMATS = Path(__file__).parent.parent.parent / "docs/formats"
 FILES = sorted(FORMATS.glob("*.yaml"))
-OURS = {manifest.MANIFEST, manifest.INDEX}
+OURS = {manifest.MANIFEST, manifest.INDEX, imagefile.COMPATIBLE}
 MANY = 64  # bytes
 BOOT = "6ecc40b4-9a07-4c4b-9b5c-b2c2a1f0d0ce"
 INDEX = Index(BOOT, (("fdbox-1", BoxKey(0, "one")), ("fdbox-2", BoxKey(1000, "two"))))
@@ -44,6 +47,12 @@ MANIFEST = Manifest(
     (SavedEntry("entry", "label", 0, 0), SavedEntry("dup", "", 0, 0)),
     (("fdbox,eventfd-v1", 1),),
 )
+IMAGE = imagefile.table(
+    [Parcel(0, 0, [(0, 9 << 20)])],
+    {0: [Chunk(4096 + (number << 22), 1 << 20, 1, bytes(16)) for number in range(3)]},
+)
+#: what a parcel without bytes does not have
+OF_CHUNKS = {"offsets", "stored", "codecs", "checksums"}
 
 by_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 by_sample = pytest.mark.parametrize(
@@ -228,14 +237,14 @@ def test_what_is_not_as_its_binding_says_is_wrong(sample: Sample, world: World) 
 
 @pytest.mark.parametrize(
     "tree",
-    [manifest.write_index(INDEX), manifest.write_manifest(MANIFEST)],
-    ids=["index", "manifest"],
+    [manifest.write_index(INDEX), manifest.write_manifest(MANIFEST), IMAGE],
+    ids=["index", "manifest", "image"],
 )
-def test_an_index_or_manifest_that_is_not_as_its_binding_says_is_wrong(tree: Node) -> None:
+def test_a_tree_of_the_box_that_is_not_as_its_binding_says_is_wrong(tree: Node) -> None:
     assert wrong(tree) == []
     assert list(unnoticed(tree)) == []
     for node in nodes(tree):
-        for name in node.properties.keys() - {"compatible"}:
+        for name in node.properties.keys() - {"compatible", *OF_CHUNKS}:
             value = node.properties.pop(name)
             assert wrong(tree), f"{node.name} without {name}"
             node.set_data(name, value)

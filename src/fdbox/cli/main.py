@@ -17,6 +17,7 @@ from fdbox.cli import (
     render,
     serve,
     status,
+    transfer,
     update,
 )
 from fdbox.cli import (
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: Their import declares the verbs; help lists them in this order.
-VERBS = (serve, box, entries, memory, run_verb, inspect, update, status, completion)
+VERBS = (serve, box, entries, memory, run_verb, inspect, update, transfer, status, completion)
 
 _INTERRUPTED = 130
 _DESCRIPTION = """\

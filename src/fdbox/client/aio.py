@@ -192,6 +192,11 @@ class Box:
         """Let the originals go on where they are."""
         return (await self._client.call(calls.unseal(self.name, self.owner))).parameters.box
 
+    async def export(self, file: Descriptor) -> int:
+        """Write the box to an empty file, for another machine; return its bytes."""
+        request = calls.export_box(self.name, self.owner, file)
+        return (await self._client.call(request)).parameters.bytes
+
     async def delete(self) -> None:
         """Delete the box and let go of everything in it."""
         await self._client.call(calls.delete_box(self.name, self.owner))
@@ -295,6 +300,13 @@ class Client:
     def existing_box(self, name: str, owner: int | None = None) -> Box:
         """Return the box without creating it; BoxNotFound comes with the first call if it is not there."""
         return Box(self, name, owner)
+
+    async def import_box(
+        self, file: Descriptor, name: str | None = None, owner: int | None = None
+    ) -> interface.ImportReply:
+        """Make a new box of a file that was exported on another machine; return it, and what is lost of it. For root."""
+        request = calls.import_box(name, owner, file)
+        return (await self.call(request)).parameters
 
     async def boxes(self) -> list[interface.Box]:
         """Return all boxes that the caller may see."""

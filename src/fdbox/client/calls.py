@@ -195,6 +195,20 @@ def list_entries(box: str, owner: int | None) -> Request[interface.EntriesReply]
     return Request("ListEntries", parameters, interface.EntriesReply)
 
 
+def export_box(box: str, owner: int | None, file: Descriptor) -> Request[interface.ExportReply]:
+    """Write a box to an empty file."""
+    parameters = interface.Export(box=box, owner=owner, file_descriptor=0)
+    return Request("Export", parameters, interface.ExportReply, (_number(file),))
+
+
+def import_box(
+    name: str | None, owner: int | None, file: Descriptor
+) -> Request[interface.ImportReply]:
+    """Make a box of a file."""
+    parameters = interface.Import(box=name, owner=owner, file_descriptor=0)
+    return Request("Import", parameters, interface.ImportReply, (_number(file),))
+
+
 def seal(box: str, owner: int | None) -> Request[interface.BoxReply]:
     """Seal a box."""
     return Request("Seal", interface.BoxRequest(box=box, owner=owner), interface.BoxReply)

@@ -212,6 +212,13 @@ class Client:
         """Return the box without creating it; BoxNotFound comes with the first call if it is not there."""
         return Box(self, name, owner)
 
+    def import_box(
+        self, file: Descriptor, name: str | None = None, owner: int | None = None
+    ) -> interface.ImportReply:
+        """Make a new box of a file that was exported on another machine; return it, and what is lost of it. For root."""
+        request = calls.import_box(name, owner, file)
+        return self.call(request).parameters
+
     def boxes(self) -> list[interface.Box]:
         """Return all boxes that the caller may see."""
         return self.call(calls.list_boxes()).parameters.boxes

@@ -169,8 +169,12 @@ def _box(
     yield Finished(session)
 
 
-def load_box(delivery: Delivery[OwnedFd], kernel: Kernel) -> tuple[dict[str, Arrived], list[Loss]]:
+def load_box(
+    delivery: Delivery[OwnedFd], kernel: Kernel, owner: int | None = None
+) -> tuple[dict[str, Arrived], list[Loss]]:
     """Return the entries of one delivered box, and what of them could not be made again.
+
+    It becomes the box of `owner`, by default of the one whose it was.
 
     Raises:
         ManifestInvalid: the manifest cannot be read.
@@ -178,7 +182,7 @@ def load_box(delivery: Delivery[OwnedFd], kernel: Kernel) -> tuple[dict[str, Arr
     """
     with delivery.take(FIRST_TOKEN) as stored:
         saved = manifest.read_manifest(manifest.fetch(stored.fileno()), kernel.incarnation())
-    loading = _Loading(saved, delivery, kernel)
+    loading = _Loading(saved, delivery, kernel, saved.box.owner if owner is None else owner)
     try:
         for number in range(len(saved.components)):
             loading.load(number)
@@ -192,15 +196,15 @@ def load_box(delivery: Delivery[OwnedFd], kernel: Kernel) -> tuple[dict[str, Arr
 class _Loading:
     """The components of a box, made again one after the other."""
 
-    def __init__(self, saved: Manifest, delivery: Delivery[OwnedFd], kernel: Kernel) -> None:
+    def __init__(
+        self, saved: Manifest, delivery: Delivery[OwnedFd], kernel: Kernel, owner: int
+    ) -> None:
         self.entries: dict[str, Arrived] = {}
         self.losses: list[Loss] = []
         self._saved = saved
         self._delivery = delivery
         self._made: dict[Place, int] = {}
-        self._arrivals = Arrivals(
-            kernel, delivery.take, self._made, saved.box.owner, delivery.stream
-        )
+        self._arrivals = Arrivals(kernel, delivery.take, self._made, owner, delivery.stream)
         self._wanted: dict[Place, list[SavedEntry]] = {}
         for entry in saved.entries:
             self._wanted.setdefault(Place(entry.component, entry.file), []).append(entry)

@@ -66,6 +66,10 @@ class CarriedKind(Kind, Protocol):
     """A kind that can be saved and made again."""
 
     @property
+    def is_portable(self) -> bool:
+        """Whether it makes sense on another machine."""
+
+    @property
     def compatible(self) -> str:
         """The format of its component, "fdbox,<kind>-v<n>"."""
 
@@ -116,6 +120,7 @@ class Carried(abc.ABC):
     keeps: ClassVar[str]
     loses: ClassVar[str] = ""
     compatible: ClassVar[str]
+    is_portable: ClassVar[bool] = False
     #: formats before `compatible` that `load` takes, too
     older: ClassVar[tuple[str, ...]] = ()
 

@@ -65,6 +65,7 @@ class Epoll(Ordinary):
         "where its file is not ready: it may report a hang-up"
     )
     compatible = "fdbox,epoll-v1"
+    is_portable = True
 
     def recognise(self, seen: Look) -> bool:
         """Return whether it is one."""

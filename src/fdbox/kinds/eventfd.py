@@ -28,6 +28,7 @@ class Eventfd(Ordinary):
     about = "a counter"
     keeps = "the counter, semaphore mode, O_NONBLOCK"
     compatible = "fdbox,eventfd-v1"
+    is_portable = True
 
     def recognise(self, seen: Look) -> bool:
         """Return whether it is one."""

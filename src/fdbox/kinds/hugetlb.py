@@ -55,6 +55,7 @@ class Hugetlb(Memories):
         "reservations, file locks, times; the huge pages, if the next kernel has too few"
     )
     compatible = "fdbox,hugetlb-memfd-v1"
+    is_portable = True
 
     def recognise(self, seen: Look) -> bool:
         """Return whether it is of hugetlbfs."""

@@ -51,6 +51,7 @@ class Memfd(Memories):
     )
     loses = "file locks, times, security labels, the key of a System V segment"
     compatible = "fdbox,memfd-v1"
+    is_portable = True
 
     def recognise(self, seen: Look) -> bool:
         """Return whether it is a memfd of ordinary pages."""

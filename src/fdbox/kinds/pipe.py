@@ -55,6 +55,7 @@ class Pipe(Carried):
     )
     loses = "an end that is in no box: the other one finds it closed"
     compatible = "fdbox,pipe-v1"
+    is_portable = True
 
     def recognise(self, seen: Look) -> bool:
         """Return whether it is one without a name."""

@@ -26,6 +26,7 @@ class Signalfd(Ordinary):
     keeps = "the mask, O_NONBLOCK"
     loses = "pending signals: they belong to a process, as the signals that it blocks do"
     compatible = "fdbox,signalfd-v1"
+    is_portable = True
 
     def recognise(self, seen: Look) -> bool:
         """Return whether it is one."""

@@ -89,6 +89,7 @@ class TcpSocket(Ordinary):
     keeps = "address, port, backlog, options, filter, O_NONBLOCK"
     loses = "connections that wait to be accepted; keys (TCP_MD5SIG, TCP_AO, TCP_FASTOPEN_KEY) and eBPF programs of its SO_REUSEPORT group"
     compatible = "fdbox,tcp-socket-v1"
+    is_portable = True
 
     def recognise(self, seen: Look) -> bool:
         """Return whether it is one."""

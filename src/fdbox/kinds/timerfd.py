@@ -58,6 +58,7 @@ class Timerfd(Ordinary):
     )
     loses = "a cancellation (ECANCELED) that was not read"
     compatible = "fdbox,timerfd-v1"
+    is_portable = True
 
     def recognise(self, seen: Look) -> bool:
         """Return whether it is one."""

@@ -59,6 +59,7 @@ class UdpSocket(Ordinary):
     keeps = "address, port, peer, multicast groups with their sources, options, filter, O_NONBLOCK"
     loses = "datagrams that were not read; corked data; eBPF programs of its SO_REUSEPORT group"
     compatible = "fdbox,udp-socket-v1"
+    is_portable = True
 
     def recognise(self, seen: Look) -> bool:
         """Return whether it is one."""

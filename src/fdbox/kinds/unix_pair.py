@@ -56,6 +56,7 @@ class UnixPair(Ordinary):
         "has from its listener; who gets SIGIO"
     )
     compatible = "fdbox,unix-pair-v1"
+    is_portable = True
 
     def recognise(self, seen: Look) -> bool:
         """Return whether it is one."""

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from fdbox.errors import BoxNotFound, UsageError
-from fdbox.model import BoxKey, Carriage, Description
-from fdbox.service.access import ROOT, Peer, require_operator, require_root, resolve_owner
+from fdbox.service import replies
+from fdbox.service.access import ROOT, require_operator, require_root
 from fdbox.service.connection import Call, Handler, Reply
 from fdbox.service.live import Discard, LiveUpdate, Plan
+from fdbox.service.transfer import Transfer
 from fdbox.varlink import interface, wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from fdbox.handover.arrive import Loss
     from fdbox.linux.fd import OwnedFd
-    from fdbox.service.boxes import Box
+    from fdbox.model import BoxKey
     from fdbox.service.vault import Held, Vault
 
 
@@ -54,6 +54,7 @@ class Methods:
         self._replace = replace
         self._version = version
         self._timeout = timeout
+        self._transfer = Transfer(vault, live, discard)
 
     def table(self) -> dict[str, Handler]:
         """Return the handlers."""
@@ -65,6 +66,8 @@ class Methods:
             "Get": self.get,
             "Remove": self.remove,
             "ListEntries": self.list_entries,
+            "Export": self._transfer.export_box,
+            "Import": self._transfer.import_box,
             "Seal": self.seal,
             "Unseal": self.unseal,
             "Update": self.update,
@@ -80,18 +83,18 @@ class Methods:
 
     def create_box(self, call: Call) -> Reply:
         """CreateBox."""
-        request = _as(interface.CreateBox, call)
-        key = _key(call.peer, request)
+        request = replies.parameters(interface.CreateBox, call)
+        key = replies.key(call.peer, request)
         try:
             self._boxes.find(key)
         except BoxNotFound:
             self._live.check_changes_allowed()
         box, created = self._vault.create(key, exclusive=bool(request.exclusive))
-        return Reply(interface.CreateBoxReply(box=_box(box), created=created))
+        return Reply(interface.CreateBoxReply(box=replies.box(box), created=created))
 
     def delete_box(self, call: Call) -> Reply:
         """DeleteBox."""
-        key = _key(call.peer, _as(interface.BoxRequest, call))
+        key = replies.key(call.peer, replies.parameters(interface.BoxRequest, call))
         self._live.check_changes_allowed()
         self._discard(self._vault.delete(key))
         return Reply(interface.Nothing())
@@ -99,14 +102,14 @@ class Methods:
     def list_boxes(self, call: Call) -> Reply:
         """ListBoxes."""
         visible = self._boxes.visible_to(call.peer.uid)
-        return Reply(interface.ListBoxesReply(boxes=[_box(box) for box in visible]))
+        return Reply(interface.ListBoxesReply(boxes=[replies.box(box) for box in visible]))
 
     # --- entries -----------------------------------------------------------------------------------------------------
 
     def put(self, call: Call) -> Reply | Coroutine[Any, Any, Reply]:
         """Put."""
-        request = _as(interface.Put, call)
-        key = _key(call.peer, request)
+        request = replies.parameters(interface.Put, call)
+        key = replies.key(call.peer, request)
         self._boxes.find(key)
         brought = call.brought([entry.file_descriptor for entry in request.entries])
         fresh = self._vault.glance(brought)
@@ -118,7 +121,7 @@ class Methods:
         self, call: Call, key: BoxKey, fresh: list[Held] | None, brought: list[OwnedFd]
     ) -> Reply:
         """Look at what could block; have the keeper hold what would die with us."""
-        request = _as(interface.Put, call)
+        request = replies.parameters(interface.Put, call)
         names = [entry.name for entry in request.entries]
         with self._boxes.reserved(key, names, replace=bool(request.replace)):
             if fresh is None:
@@ -132,24 +135,24 @@ class Methods:
 
     def _keep(self, call: Call, key: BoxKey, fresh: Sequence[Held]) -> Reply:
         """Store what was looked at. The descriptors stay the call's until nothing can fail any more."""
-        request = _as(interface.Put, call)
+        request = replies.parameters(interface.Put, call)
         self._live.check_changes_allowed()
         new = [(entry.name, held) for entry, held in zip(request.entries, fresh, strict=True)]
         released = self._vault.put(key, new, replace=bool(request.replace))
         call.take_all([entry.file_descriptor for entry in request.entries])
         self._discard(released)
-        entries = [_entry(name, held.description, held.carriage) for name, held in new]
+        entries = [replies.entry(name, held.description, held.carriage) for name, held in new]
         return Reply(interface.EntriesReply(entries=entries))
 
     def get(self, call: Call) -> Reply:
         """Get."""
-        request = _as(interface.NamesRequest, call)
+        request = replies.parameters(interface.NamesRequest, call)
         if len(request.names) > wire.MAX_DESCRIPTORS:
             raise UsageError(
                 f"{len(request.names)} descriptors do not fit into one message",
                 remedy=f"get at most {wire.MAX_DESCRIPTORS} at a time",
             )
-        found = self._boxes.get(_key(call.peer, request), request.names)
+        found = self._boxes.get(replies.key(call.peer, request), request.names)
         entries = [
             interface.Attachment(name=name, file_descriptor=index)
             for index, name in enumerate(request.names)
@@ -158,33 +161,37 @@ class Methods:
 
     def remove(self, call: Call) -> Reply:
         """Remove."""
-        request = _as(interface.NamesRequest, call)
-        key = _key(call.peer, request)
+        request = replies.parameters(interface.NamesRequest, call)
+        key = replies.key(call.peer, request)
         self._live.check_changes_allowed()
         self._discard(self._vault.remove(key, request.names))
         return Reply(interface.Nothing())
 
     def list_entries(self, call: Call) -> Reply:
         """ListEntries."""
-        box = self._boxes.find(_key(call.peer, _as(interface.BoxRequest, call)))
-        entries = [_entry(name, *self._vault.describe(held)) for name, held in box.entries.items()]
+        box = self._boxes.find(
+            replies.key(call.peer, replies.parameters(interface.BoxRequest, call))
+        )
+        entries = [
+            replies.entry(name, *self._vault.describe(held)) for name, held in box.entries.items()
+        ]
         return Reply(interface.EntriesReply(entries=entries))
 
     # --- sealing -----------------------------------------------------------------------------------------------------
 
     async def seal(self, call: Call) -> Reply:
         """Seal."""
-        key = _key(call.peer, _as(interface.BoxRequest, call))
+        key = replies.key(call.peer, replies.parameters(interface.BoxRequest, call))
         self._boxes.find(key)
         self._live.check_changes_allowed()
-        return Reply(interface.BoxReply(box=_box(await self._vault.seal(key))))
+        return Reply(interface.BoxReply(box=replies.box(await self._vault.seal(key))))
 
     async def unseal(self, call: Call) -> Reply:
         """Unseal."""
-        key = _key(call.peer, _as(interface.BoxRequest, call))
+        key = replies.key(call.peer, replies.parameters(interface.BoxRequest, call))
         self._boxes.find(key)
         self._live.check_changes_allowed()
-        return Reply(interface.BoxReply(box=_box(await self._vault.unseal(key))))
+        return Reply(interface.BoxReply(box=replies.box(await self._vault.unseal(key))))
 
     # --- the daemon itself -------------------------------------------------------------------------------------------
 
@@ -198,7 +205,7 @@ class Methods:
     async def update(self, call: Call) -> AsyncIterator[Reply]:
         """Update."""
         require_root(call.peer, "an update")
-        request = _as(interface.Update, call)
+        request = replies.parameters(interface.Update, call)
         timeout = self._timeout if request.timeout_seconds is None else request.timeout_seconds
         if not 0 <= timeout <= _LONGEST:
             raise UsageError(
@@ -241,7 +248,9 @@ class Methods:
 
     async def subscribe(self, call: Call) -> AsyncIterator[Reply]:
         """Subscribe."""
-        events = self._live.subscribe(_as(interface.Subscribe, call).name[:_LONGEST_NAME])
+        events = self._live.subscribe(
+            replies.parameters(interface.Subscribe, call).name[:_LONGEST_NAME]
+        )
         try:
             async for event in events:
                 yield Reply(event, last=False)
@@ -250,7 +259,7 @@ class Methods:
 
     def ready(self, call: Call) -> Reply:
         """Ready."""
-        self._live.ready(_as(interface.Ready, call).subscriber)
+        self._live.ready(replies.parameters(interface.Ready, call).subscriber)
         return Reply(interface.Nothing())
 
     def status(self, call: Call) -> Reply:
@@ -270,7 +279,11 @@ class Methods:
                 boxes=len(visible),
                 entries=sum(len(box.entries) for box in visible),
                 arrived=self._vault.arrived,
-                lost=[_loss(loss) for loss in self._vault.losses if _may_know(call.peer, loss)],
+                lost=[
+                    replies.loss(loss)
+                    for loss in self._vault.losses
+                    if replies.may_know(call.peer, loss)
+                ],
             )
         )
 
@@ -283,42 +296,3 @@ def _take_images(call: Call, request: interface.Update) -> tuple[OwnedFd | None,
         if kernel is not None:
             kernel.close()
         raise
-
-
-def _as(cls: type[StructT], call: Call) -> StructT:
-    assert isinstance(call.parameters, cls)
-    return call.parameters
-
-
-def _key(peer: Peer, request: interface.BoxRequest | interface.NamesRequest) -> BoxKey:
-    return BoxKey(resolve_owner(peer, request.owner, request.box), request.box)
-
-
-def _box(box: Box[Held]) -> interface.Box:
-    return interface.Box(
-        name=box.key.name,
-        owner=box.key.owner,
-        state=box.state.value,
-        entries=len(box.entries),
-    )
-
-
-def _entry(name: str, description: Description, carriage: Carriage) -> interface.Entry:
-    return interface.Entry(
-        name=name,
-        kind=description.kind,
-        label=description.label,
-        size=description.size,
-        carrier=carriage.carrier,
-        obstacle=carriage.obstacle,
-        remedy=carriage.remedy,
-    )
-
-
-def _may_know(peer: Peer, loss: Loss) -> bool:
-    return peer.uid == ROOT or (loss.box is not None and loss.box.owner == peer.uid)
-
-
-def _loss(loss: Loss) -> interface.Loss:
-    box = loss.box or BoxKey(ROOT, "")
-    return interface.Loss(box=box.name, owner=box.owner, entry=loss.entry, reason=loss.reason)

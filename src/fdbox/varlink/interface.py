@@ -105,6 +105,34 @@ class GetReply(_Struct, frozen=True, kw_only=True):
     entries: list[Attachment]
 
 
+class Export(BoxRequest, frozen=True, kw_only=True):
+    """Write a box to an empty file, the index of whose descriptor is given."""
+
+    file_descriptor: int
+
+
+class ExportReply(_Struct, frozen=True, kw_only=True):
+    """How large the file has become."""
+
+    bytes: int
+
+
+class Import(_Struct, frozen=True, kw_only=True):
+    """Make a box of a file; `box` None: with the name that it had."""
+
+    box: str | None = None
+    owner: int | None = None
+    file_descriptor: int
+
+
+class ImportReply(_Struct, frozen=True, kw_only=True):
+    """The new box, its entries, and what of them could not be made."""
+
+    box: Box
+    entries: list[Entry]
+    lost: list[Loss]
+
+
 class BoxReply(_Struct, frozen=True, kw_only=True):
     """One box."""
 
@@ -232,6 +260,8 @@ METHODS: dict[str, Method] = {
     "Get": Method(NamesRequest, GetReply),
     "Remove": Method(NamesRequest, Nothing),
     "ListEntries": Method(BoxRequest, EntriesReply),
+    "Export": Method(Export, ExportReply, takes_descriptors=True),
+    "Import": Method(Import, ImportReply, takes_descriptors=True),
     "Seal": Method(BoxRequest, BoxReply),
     "Unseal": Method(BoxRequest, BoxReply),
     "Update": Method(Update, UpdateReply, takes_descriptors=True, more=True),

@@ -238,9 +238,7 @@ class _Shipment:
 
     def is_unchanged(self, token: int) -> bool:
         """Return whether the bytes of a parcel are those that were written."""
-        parcel = self._parcels[token]
-        fresh = chunks.checksums(chunks.cut(parcel.fd, imagefile.extents_of(parcel)))
-        return [*fresh] == [chunk.checksum for chunk in self._chunks[token]]
+        return imagefile.is_unchanged(self._parcels[token], self._chunks[token])
 
     def discard(self) -> None:
         """Take the file away, as soon as nothing can name it."""

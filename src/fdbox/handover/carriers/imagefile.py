@@ -2,7 +2,7 @@
 
     0                 magic; offset and length of the table
     4096              chunks, each at a multiple of 4096
-    the table         an FDT with its SHA-256 behind it (docs/formats/fdbox,image.yaml):
+    the table         an FDT with its SHA-256 behind it (docs/formats/fdbox,image-v1.yaml):
 
     / {
         compatible = "fdbox,image-v1";
@@ -28,7 +28,7 @@ from fdbox.handover.carriers.chunks import Chunk
 from fdbox.linux import files, memfd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from fdbox.linux.fd import OwnedFd
     from fdbox.ports import Parcel, Sink
@@ -77,22 +77,35 @@ def write(fd: int, parcels: Sequence[Parcel]) -> dict[int, tuple[Chunk, ...]]:
         parcel.token: tuple(next(made) for _ in of_one)
         for parcel, of_one in zip(parcels, jobs, strict=True)
     }
+    packed = manifest.pack(table(parcels, found))
+    files.leave_direct(fd)
+    _write_at(fd, packed, writer.end)
+    _write_at(fd, _HEAD.pack(_MAGIC, writer.end, len(packed)).ljust(_START, b"\0"), 0)
+    os.fsync(fd)
+    return found
+
+
+def is_unchanged(parcel: Parcel, made: Sequence[Chunk]) -> bool:
+    """Return whether the bytes of a parcel are still those that were written."""
+    fresh = chunks.checksums(chunks.cut(parcel.fd, extents_of(parcel)))
+    return [*fresh] == [chunk.checksum for chunk in made]
+
+
+def table(parcels: Sequence[Parcel], made: Mapping[int, Sequence[Chunk]]) -> Node:
+    """Return the table of parcels whose chunks, by token, were written."""
     root = Node("")
     root.set_text("compatible", COMPATIBLE)
     root.set_u32("chunk-size", chunks.SIZE)
     for number, parcel in enumerate(parcels):
-        _write_parcel(root.add(f"parcel@{number}"), parcel, found[parcel.token])
-    table = manifest.pack(root)
-    files.leave_direct(fd)
-    _write_at(fd, table, writer.end)
-    _write_at(fd, _HEAD.pack(_MAGIC, writer.end, len(table)).ljust(_START, b"\0"), 0)
-    os.fsync(fd)
-    return found
+        _write_parcel(root.add(f"parcel@{number}"), parcel, made[parcel.token])
+    return root
 
 
 def _write_parcel(node: Node, parcel: Parcel, made: Sequence[Chunk]) -> None:
     node.set_u64("token", parcel.token)
     node.set_u64("size", length_of(parcel))
+    if not made:
+        return
     node.set_u64s("offsets", [chunk.offset for chunk in made])
     node.set_u32s("stored", [chunk.stored for chunk in made])
     node.set_u32s("codecs", [chunk.codec for chunk in made])
@@ -142,6 +155,8 @@ def _read_table(fd: int) -> tuple[Node, int]:
 
 def _read_parcel(fd: int, node: Node, end: int) -> tuple[int, Stored]:
     size = node.u64("size")
+    if not size:
+        return node.u64("token"), Stored(fd, 0, ())
     count = -(-size // chunks.SIZE)
     columns = node.u64s("offsets"), node.u32s("stored"), node.u32s("codecs"), [*_checksums(node)]
     if any(len(column) != count for column in columns):

@@ -1,0 +1,169 @@
+"""One box as one file, which somebody takes to another machine. The file is what the image carrier writes of a box."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fdbox.errors import CannotCarry, ManifestInvalid
+from fdbox.handover import arrive, manifest, seal
+from fdbox.handover.carriers import chunks, imagefile
+from fdbox.handover.manifest import FIRST_TOKEN
+from fdbox.kinds import registry
+from fdbox.model import Carriage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fdbox.handover.arrive import Arrived, Loss
+    from fdbox.handover.carriers.imagefile import Stored
+    from fdbox.linux.fd import OwnedFd
+    from fdbox.model import BoxKey, Description
+    from fdbox.ports import Kernel, Parcel, Shipment
+
+_ALL_ALIKE = "every kind that this file has must make sense here, too"
+
+
+def write(
+    fd: int, box: BoxKey, entries: Mapping[str, tuple[int, Description]], kernel: Kernel
+) -> None:
+    """Write a box to an empty file, borrowed; the box goes on as it is.
+
+    Raises:
+        CannotCarry: naming the entry that makes no sense on another machine.
+        LateWrite: somebody has changed it meanwhile.
+        NoRoom, KernelError, OSError: as sealing, and writing.
+    """
+    for name, (_, description) in entries.items():
+        if description.kind not in PORTABLE:
+            why = "it is of this machine, and means nothing on another"
+            raise seal.cannot_carry(box, name, description.kind, Carriage(None, why, _REMEDY))
+    sealed = seal.seal(box, entries, _Writing(fd), kernel)
+    try:
+        sealed.verify()
+    finally:
+        sealed.thaw()
+
+
+def read(fd: int, owner: int, kernel: Kernel) -> tuple[BoxKey, dict[str, Arrived], list[Loss]]:
+    """Return the box in a file, borrowed: what it was, its entries, and what of them could not be made.
+
+    Args:
+        fd: The file.
+        owner: Whose box it is to be here: nothing is made for him where he could not.
+        kernel: This one.
+
+    Raises:
+        ManifestInvalid: it is damaged, or has what no export has.
+        SameIncarnation: the kernel that runs now has written it.
+    """
+    delivery = _Reading(imagefile.read(fd))
+    with delivery.take(FIRST_TOKEN) as stored:
+        saved = manifest.read_manifest(manifest.fetch(stored.fileno()), kernel.incarnation())
+    for compatible, _ in saved.components:
+        if registry.by_compatible(compatible).name not in PORTABLE:
+            raise ManifestInvalid(f"the file has {compatible!r}: {_ALL_ALIKE}")
+    entries, losses = arrive.load_box(delivery, kernel, owner)
+    return saved.box, entries, losses
+
+
+#: the kinds that make sense on another machine
+PORTABLE: frozenset[str] = frozenset(
+    name for name, kind in registry.CARRIED.items() if kind.is_portable
+)
+_REMEDY = f"take it out of the box; what can be exported is {', '.join(sorted(PORTABLE))}"
+
+
+class _Writing:
+    """The carrier that a box is sealed with, to be written."""
+
+    name = "image"
+    in_place = False
+    streams = True
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def now(self) -> _Writing:
+        """Return this one."""
+        return self
+
+    def by_image(self) -> _Writing:
+        """Return this one."""
+        return self
+
+    def carriage(self) -> Carriage:
+        """Return that there is a file."""
+        return Carriage(self.name)
+
+    def probe(self, fd: int, kind: str) -> Carriage:  # noqa: ARG002 - of a device there is nothing to write
+        """Return that no device goes into a file."""
+        return Carriage(None, f"a {kind} goes into no file", _REMEDY)
+
+    def ship(self, name: str, replacing: Shipment | None = None) -> _Shipment:  # noqa: ARG002 - there is one file
+        """Begin to write."""
+        return _Shipment(name, self._fd)
+
+    def claim(self, *, has_past: bool) -> None:
+        """Return None: nothing is left of another process."""
+
+    def indexes(self) -> tuple[str, ...]:
+        """Return nothing: a file has no index."""
+        return ()
+
+    def receive(self, name: str) -> None:
+        """Return None: `read` reads."""
+
+    def resume(self, name: str, fd: OwnedFd) -> _Reading:
+        """Raise CannotCarry: nothing is ever received."""
+        raise CannotCarry(f"{name} did not come by a file ({fd})")
+
+
+class _Shipment:
+    """What is written."""
+
+    carrier = "image"
+
+    def __init__(self, name: str, fd: int) -> None:
+        self.name = name
+        self._fd = fd
+        self._parcels: dict[int, Parcel] = {}
+        self._chunks: dict[int, tuple[chunks.Chunk, ...]] = {}
+
+    def add(self, parcels: Sequence[Parcel]) -> None:
+        """Write."""
+        self._chunks = imagefile.write(self._fd, parcels)
+        self._parcels = {parcel.token: parcel for parcel in parcels}
+
+    def is_unchanged(self, token: int) -> bool:
+        """Return whether the bytes of a parcel are those that were written."""
+        return imagefile.is_unchanged(self._parcels[token], self._chunks[token])
+
+    def discard(self) -> None:
+        """Do nothing: the file is its owner's."""
+
+    def release(self) -> None:
+        """Do nothing, likewise."""
+
+
+class _Reading:
+    """A delivery from a file."""
+
+    def __init__(self, stored: dict[int, Stored]) -> None:
+        self._stored = stored
+
+    def fileno(self) -> int:
+        """Never asked: nothing hangs on it."""
+        raise ValueError("a file that is read by hand has no holder")
+
+    def take(self, token: int) -> OwnedFd:
+        """Return a parcel as a memfd; ManifestInvalid if it is damaged, or there is none."""
+        if token not in self._stored:
+            raise ManifestInvalid(f"the file has nothing under the token {token}")
+        return imagefile.to_memory(self._stored[token], "fdbox-image")
+
+    def stream(self, token: int) -> Stored | None:
+        """Return the bytes of a parcel, or None if there is none."""
+        return self._stored.get(token)
+
+    def finish(self) -> None:
+        """Do nothing: the file is its owner's."""

@@ -1,0 +1,145 @@
+"""Boxes to files and back, through the whole daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+import fdbox
+from fdbox.linux import memfd
+from fdbox.linux.fd import OwnedFd, open_path
+from tests.fakes.carrier import SECOND
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.service.daemon import Daemon
+
+pytestmark = pytest.mark.root
+MIB = 1 << 20
+
+
+def fill(client: fdbox.Client) -> None:
+    box = client.box("cache")
+    with memfd.create("m", 1 << 32) as fd:
+        os.pwrite(fd.fileno(), b"what matters", 1 << 31)
+        box.put("m", fd)
+    with OwnedFd(os.eventfd(7)) as fd:
+        box.put("count", fd)
+
+
+def run(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fdbox", *arguments, "--socket", str(daemon.socket)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_box_goes_to_another_machine(
+    daemon: Daemon, client: fdbox.Client, tmp_path: Path
+) -> None:
+    fill(client)
+    file = tmp_path / "cache.fdbox"
+    done = run(daemon, "export", "cache", str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert file.stat().st_size < MIB, "a hole is no bytes"
+    assert [box.state for box in client.boxes()] == ["open"]
+    daemon.kernel.running = SECOND
+    done = run(daemon, "import", str(file), "other", "--owner", "7", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["box"] == {
+        "name": "other",
+        "owner": 7,
+        "state": "open",
+        "entries": 2,
+    }
+    box = client.existing_box("other", 7)
+    with box.get("m") as fd:
+        assert os.fstat(fd.fileno()).st_size == 1 << 32
+        assert os.pread(fd.fileno(), 12, 1 << 31) == b"what matters"
+    with box.get("count") as fd:
+        assert os.eventfd_read(fd.fileno()) == 7
+    with client.box("cache").get("count") as fd:
+        assert os.eventfd_read(fd.fileno()) == 7, "the original goes on"
+    assert run(daemon, "import", str(file)).returncode == 13  # BoxExists
+    assert client.existing_box("cache").list()
+
+
+def test_a_file_is_not_loaded_where_it_was_written(
+    daemon: Daemon, client: fdbox.Client, tmp_path: Path
+) -> None:
+    fill(client)
+    assert run(daemon, "export", "cache", str(tmp_path / "f")).returncode == 0
+    done = run(daemon, "import", str(tmp_path / "f"), "again")
+    assert done.returncode == fdbox.SameIncarnation.exit_status
+    assert [box.name for box in client.boxes()] == ["cache"]
+
+
+def test_what_means_nothing_elsewhere_is_refused(
+    daemon: Daemon, client: fdbox.Client, tmp_path: Path
+) -> None:
+    with open_path(tmp_path, os.O_RDONLY) as folder:
+        client.box("cache").put("folder", folder)
+    done = run(daemon, "export", "cache", str(tmp_path / "f"))
+    assert done.returncode == fdbox.CannotCarry.exit_status
+    assert "'folder'" in done.stderr
+    assert "memfd" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert [box.state for box in client.boxes()] == ["open"]
+
+
+def test_a_sealed_box_can_be_exported(daemon: Daemon, client: fdbox.Client, tmp_path: Path) -> None:
+    fill(client)
+    client.box("cache").seal()
+    assert run(daemon, "export", "cache", str(tmp_path / "f")).returncode == 0
+    assert [box.state for box in client.boxes()] == ["sealed"]
+
+
+def test_what_cannot_be_made_is_told_and_the_rest_is_there(
+    daemon: Daemon, client: fdbox.Client, tmp_path: Path
+) -> None:
+    client.box("cache")
+    with memfd.create("m", 3 * MIB) as fd, memfd.create("n", 5) as other:
+        os.pwrite(fd.fileno(), os.urandom(3 * MIB), 0)
+        client.box("cache").put("m", fd)
+        client.box("cache").put("n", other)
+        at = os.pread(fd.fileno(), 4096, MIB)
+    file = tmp_path / "f"
+    assert run(daemon, "export", "cache", str(file)).returncode == 0
+    raw = file.read_bytes()
+    file.write_bytes(raw.replace(at, bytes(4096)))
+    daemon.kernel.running = SECOND
+    done = run(daemon, "import", str(file), "other")
+    assert done.returncode == 1
+    assert "damaged" in done.stderr
+    assert [entry.name for entry in client.existing_box("other").list()] == ["n"]
+
+
+def test_what_is_no_export_makes_no_box(
+    daemon: Daemon, client: fdbox.Client, tmp_path: Path
+) -> None:
+    file = tmp_path / "f"
+    file.write_bytes(os.urandom(10_000))
+    assert run(daemon, "import", str(file), "x").returncode == fdbox.ManifestInvalid.exit_status
+    assert client.boxes() == []
+    assert run(daemon, "import", str(tmp_path / "none")).returncode == 2
+    assert run(daemon, "export", "none", str(file)).returncode == 2, "it is there already"
+    assert run(daemon, "export", "none", str(tmp_path / "g")).returncode == 12
+    assert file.stat().st_size == 10_000
+
+
+def test_only_an_empty_file_is_written_to(
+    client: fdbox.Client, tmp_path: Path, memory: OwnedFd
+) -> None:
+    client.box("cache").put("m", memory)
+    path = tmp_path / "f"
+    path.write_bytes(b"precious")
+    for flags in (os.O_RDWR, os.O_WRONLY, os.O_RDONLY):
+        with open_path(path, flags) as file, pytest.raises(fdbox.InvalidDescriptor):
+            client.box("cache").export(file)
+    with OwnedFd(os.eventfd(0)) as event, pytest.raises(fdbox.InvalidDescriptor):
+        client.box("cache").export(event)
+    assert path.read_bytes() == b"precious"
