@@ -61,7 +61,7 @@ def test_what_is_behind_the_end_is_left_alone(name: str, behind: bytes) -> None:
 @pytest.mark.root
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_the_kernels_own_programs_pack(name: str) -> None:
-    data = KERNEL * 300  # 20 MB: several blocks of lz4, and more than one window
+    data = KERNEL * 210  # 9 MB: several blocks of lz4, and more than one window
     packed = tool(name, data)
     assert compression(packed) == name
     assert decompress(packed) == data

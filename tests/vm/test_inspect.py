@@ -164,6 +164,11 @@ def patched(ours: bytes, plain: bytes, old: tuple[str, ...]) -> bytes:
     return images.replaced(ours, tool("xz", plain))
 
 
+def test_it_is_right_that_the_same_kernel_takes_over(tmp_path: Path, ours: bytes) -> None:
+    said = jump(tmp_path, ours, "handover=True survives=True", opens=True)
+    assert "kho=Written(strings=('kho-v" in said
+
+
 def test_it_is_right_that_it_panics(
     tmp_path: Path, ours: bytes, plain: bytes, original: KernelImage
 ) -> None:

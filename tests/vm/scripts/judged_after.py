@@ -7,6 +7,7 @@ import os
 
 from fdbox.errors import KernelError
 from fdbox.linux.liveupdate import Device
+from fdbox.nextkernel.running import running
 
 
 def opens() -> bool:
@@ -20,7 +21,15 @@ def opens() -> bool:
 
 
 if __name__ == "__main__":
-    found = str(opens())
-    print(f"/dev/liveupdate opens: {found}")
-    if found != os.environ["FDBOX_OPENS"]:
+    now = running()
+    print(now)
+    opened = opens()
+    if now.liveupdate is not opened:
+        raise SystemExit("it does not know that itself")
+    if None in (now.kho.strings, now.luo.strings, now.memfd.strings):
+        raise SystemExit(
+            "it does not know what it writes: a kernel that was handed something shows less in debugfs"
+        )
+    print(f"/dev/liveupdate opens: {opened}")
+    if str(opened) != os.environ["FDBOX_OPENS"]:
         raise SystemExit(f"expected {os.environ['FDBOX_OPENS']}")
