@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.vm.kernel import CANDIDATE, DEFAULT, OLDER, Kernel, Recipe, ensure_kernel
-from tests.vm.kernel import ensure_source_package
+from tests.vm.kernel import (
+    CANDIDATE,
+    DEFAULT,
+    OLDER,
+    RECIPES,
+    Kernel,
+    Recipe,
+    ensure_kernel,
+    ensure_source_package,
+)
 from tests.vm.machine import Machine
+from tests.vm.stock import ensure_stock_kernel
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow]
 
@@ -51,3 +61,11 @@ def test_real_input_arrives_under_another_kernel() -> None:
     print(outcome)
     assert outcome.good, str(outcome)
     assert outcome.kernels[0] != outcome.kernels[1]
+
+
+def test_what_would_lose_boxes_is_refused_before_anything_is_sealed() -> None:
+    kernels = {name: str(ensure_kernel(recipe)) for name, recipe in RECIPES.items()}
+    kernels["stock"] = str(ensure_stock_kernel().image)
+    outcome = Machine(environment={"FDBOX_KERNELS": json.dumps(kernels)}).boot(SCRIPTS / "unfit.py")
+    print(outcome)
+    assert outcome.good, str(outcome)

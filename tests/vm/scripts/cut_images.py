@@ -15,7 +15,7 @@ from tests.vm.scripts.marks import mark
 
 MIB = 1 << 20
 #: the box and the version of it that an image has, after each step; the last step is the update
-STATES = (
+STATES: tuple[dict[str, int], ...] = (
     {},
     {"a": 1},
     {"a": 1, "b": 1},
