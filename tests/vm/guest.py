@@ -110,6 +110,9 @@ def main() -> None:
     """Do what is next, and end the machine whatever happens."""
     jumped = (SHARE / "jumped").exists()
     try:
+        if os.getpid() == 1:
+            with (SHARE / "kernels").open("a") as kernels:
+                kernels.write(f"{os.uname().release}\n")
         job = json.loads((SHARE / "job.json").read_text())
         if job["init"] and os.getpid() == 1:
             os.execv(job["init"][0], job["init"])

@@ -50,10 +50,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """All that ran, in order; `logs` are the daemon's."""
+    """All that ran, in order; `logs` are the daemon's, `kernels` what the kernels call themselves."""
 
     steps: tuple[Step, ...]
     logs: str
+    kernels: tuple[str, ...]
 
     @property
     def good(self) -> bool:
@@ -64,6 +65,7 @@ class Outcome:
         parts = [
             f"--- {step.name}: exit status {step.status}\n{step.output}" for step in self.steps
         ]
+        parts.insert(0, f"kernels: {', '.join(self.kernels)}")
         return "\n".join([*parts, *([] if self.good else [f"--- daemon\n{self.logs}"])])
 
 
@@ -206,7 +208,9 @@ def _collect(share: Path, console: Path, expected: list[str]) -> Outcome:
         found = json.loads(result.read_text())
         steps.append(Step(name, found["status"], found["output"]))
     logs = "\n".join(path.read_text() for path in sorted(share.glob("daemon-*.log")))
-    outcome = Outcome(tuple(steps), logs)
+    started = share / "kernels"
+    kernels = tuple(started.read_text().split()) if started.exists() else ()
+    outcome = Outcome(tuple(steps), logs, kernels)
     # A jump leaves no result: `update` is written by the kernel that arrived.
     if len(steps) < len(expected) and outcome.good:
         raise VmLost(

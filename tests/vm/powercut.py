@@ -15,12 +15,13 @@ import os
 import struct
 import subprocess
 import tempfile
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.vm.machine import MARKS_SIZE, format_disk
+from tests.vm.machine import MARKS_SIZE, VmLost, format_disk
 
 if TYPE_CHECKING:
     import random
@@ -93,6 +94,12 @@ class Recording:
                 self._write(disk, self.entries[flushed:point], chance)
                 yield Cut(point, disk, tuple(m for m, at in self.marks.items() if at < point))
 
+    def end(self, disk: Path) -> Path:
+        """Return `disk`, made as the machine has left it."""
+        copy(self._blank, disk)
+        self._write(disk, self.entries)
+        return disk
+
     def _points(self, count: int, chance: random.Random) -> Iterator[int]:
         first, last = min(self.marks.values()) + 1, len(self.entries)
         flushes = [n for n in range(first, last) if self.entries[n].is_flush]
@@ -140,16 +147,20 @@ def _entries(log: Path) -> Iterator[Entry]:
                 at += sectors * sector
 
 
-def record(machine: Machine, script: Path, folder: Path) -> Recording:
-    """Run a script and return what it asked of the disk at /run/disk."""
+def record(machine: Machine, script: Path, folder: Path, *, jumps: bool = False) -> Recording:
+    """Run a script and return what it asked of the disk at /run/disk; if it jumps, the machine is to end by that."""
     disk, blank, log = folder / "disk", folder / "blank", folder / "log"
     format_disk(disk, machine.disk_size)
     copy(disk, blank)
     log.touch()
-    outcome = replace(machine, disk=disk, log=log).boot(script)
-    print(outcome)
-    if not outcome.good:
-        raise AssertionError(str(outcome))
+    try:
+        outcome = replace(machine, disk=disk, log=log).boot(script)
+    except VmLost:
+        if not jumps:
+            raise
+    else:
+        if jumps or not outcome.good:
+            raise AssertionError(str(outcome))
     return Recording(blank, log)
 
 
@@ -161,6 +172,19 @@ def kill(machine: Machine, script: Path, disk: Path, when: Callable[[Path], bool
     format_disk(disk, machine.disk_size)
     notes = replace(machine, disk=disk).boot_until(script, when)
     return notes.get("marks", "").split()
+
+
+def some_time_after(mark: str, at_most: float, chance: random.Random) -> Callable[[Path], bool]:
+    """Return a condition for `kill`: a random time after a mark."""
+    wait, seen = chance.uniform(0, at_most), 0.0
+
+    def is_time(notes: Path) -> bool:
+        nonlocal seen
+        if not seen and (notes / "marks").exists():
+            seen = time.monotonic() if mark in (notes / "marks").read_text().split() else 0.0
+        return bool(seen) and time.monotonic() - seen >= wait
+
+    return is_time
 
 
 @contextmanager

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import fdbox
 
 NOTES = Path(os.environ.get("FDBOX_NOTES", "/tmp"))
+#: by what boxes cross here
+CARRIER = os.environ.get("FDBOX_CARRIER", "kernel")
 USERS = (1001, 1002, 1003)
 SMALL = 1000
 LARGE = "source-package"

@@ -15,7 +15,6 @@ from tests.kinds.samples import Sample, every_sample
 from tests.vm.scripts import goods
 
 DISK = Path("/run/disk")
-CARRIER = os.environ.get("FDBOX_CARRIER", "kernel")
 _NOT_CARRIED = {
     "kernel": "the running kernel does not carry",
     "image": "cannot open /dev/liveupdate",
@@ -42,7 +41,7 @@ def put(client: fdbox.Client, sample: Sample) -> int:
     named = {f"{sample.name}: {name}": fd for name, fd in entries.items()}
     for entry in box.put_many(named):
         assert entry.kind == sample.kinds[entry.name.rpartition(": ")[2]], (sample.name, entry)
-        assert entry.carrier == CARRIER, (sample.name, entry)
+        assert entry.carrier == goods.CARRIER, (sample.name, entry)
     close_all(entries.values())
     return len(entries)
 
@@ -50,7 +49,7 @@ def put(client: fdbox.Client, sample: Sample) -> int:
 def check_refusals(client: fdbox.Client) -> None:
     """See what only the kernel could carry refused, if it is Live Update's after it was tried with a real preserve."""
     box = client.box("devices")
-    if CARRIER == "kernel":
+    if goods.CARRIER == "kernel":
         with liveupdate.Device.open() as device:
             session = device.create_session("probe")
         with session:
@@ -62,7 +61,7 @@ def check_refusals(client: fdbox.Client) -> None:
     assert box.list()
     for entry in box.list():
         assert entry.carrier is None, entry
-        assert entry.obstacle.startswith(_NOT_CARRIED[CARRIER]), entry
+        assert entry.obstacle.startswith(_NOT_CARRIED[goods.CARRIER]), entry
         print(f"{entry.name}: a {entry.kind}: {entry.obstacle} ({entry.remedy})")
     try:
         box.seal()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import fdbox
 from tests.vm.scripts import goods
 
@@ -24,7 +26,9 @@ with fdbox.connect() as client:
     assert not different, (len(different), dict(list(different.items())[:5]))
     goods.check_database(client)
     frames = goods.large_frames(client)
-    assert frames == goods.noted("frames")
+    same = sum(map(operator.eq, frames, goods.noted("frames")))
+    if goods.CARRIER == "kernel":
+        assert frames == goods.noted("frames")
     assert len(frames) * 4096 >= 150_000_000
     assert client.box("bulk").memory(goods.LARGE).recovered
-    print(f"{len(after)} entries equal; {len(frames)} pages in the same {len(frames)} frames")
+    print(f"{len(after)} entries equal; of {len(frames)} pages {same} in the same frames")
