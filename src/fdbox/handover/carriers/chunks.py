@@ -133,7 +133,7 @@ class Writer:
 
     def __init__(self, fd: int, start: int, thrift: Thrift | None = None) -> None:
         """`fd` is borrowed, from `files.open_direct`."""
-        self.end = start
+        self.end: int = start
         self._fd = fd
         self._lock = threading.Lock()
         self._thrift = thrift or Thrift()

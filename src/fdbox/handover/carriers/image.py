@@ -197,7 +197,7 @@ _NO_DEVICE = (
 class _Shipment:
     """What is written, or will be."""
 
-    carrier = ImageCarrier.name
+    carrier: str = "image"
 
     def __init__(self, home: ImageCarrier, name: str, replacing: Shipment | None = None) -> None:
         self.name = name

@@ -132,7 +132,7 @@ class KernelCarrier:
 class _Shipment:
     """An outgoing session."""
 
-    carrier = KernelCarrier.name
+    carrier: str = "kernel"
 
     def __init__(self, name: str, session: Session) -> None:
         self.name = name
