@@ -151,6 +151,9 @@ class Carrier(Protocol[DescriptorT_co]):
     def by_image(self) -> Carrier[DescriptorT_co]:
         """Return the one of them that needs no kernel; CannotCarry if there is none."""
 
+    def close(self) -> None:
+        """Let go of what this process holds of it, at its end."""
+
     def carriage(self) -> Carriage:
         """Return whether this machine has it now, and why not."""
 

@@ -110,6 +110,9 @@ class SocketCarrier:
     def by_image(self) -> Self:
         raise CannotCarry("the fake has no images")
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def carriage(self) -> Carriage:
         return Carriage(self.name)
 

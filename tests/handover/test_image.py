@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.fakes.carrier import SECOND, THIRD, FakeKernel
 
-from fdbox.errors import FdboxError, KernelError, LateWrite, ManifestInvalid, NoRoom
+from fdbox.errors import CannotCarry, FdboxError, KernelError, LateWrite, ManifestInvalid, NoRoom
 from fdbox.handover import arrive, manifest, seal
 from fdbox.handover.carriers import chunks, image, imagefile
 from fdbox.handover.carriers.chunks import Thrift
@@ -374,6 +374,36 @@ def test_what_a_lost_process_has_sealed_arrives_beside_the_new(home: Home) -> No
             close_all(one.fd for one in step.entries.values())
     assert came == [b"0", b"1", b"2"]
     assert home.files() == []
+
+
+def test_a_folder_is_used_by_one_process(home: Home) -> None:
+    home.box("a", x=b"one")
+    home.publish()
+    other = ImageCarrier(home.directory, FakeKernel(SECOND))
+    assert other.indexes() == [], "it is not a past one's: its process lives"
+    carriage = other.carriage()
+    assert carriage.carrier is None
+    assert "another fdbox" in carriage.obstacle
+    with memory(b"x") as fd, pytest.raises(CannotCarry, match="another fdbox"):
+        other.ship("fdbox-x").add([Parcel(fd.fileno(), 1)])
+    home.carrier.close()
+    assert other.carriage().carrier == "image"
+    assert len(other.indexes()) == 1
+    other.close()
+
+
+def test_what_does_not_fit_into_memory_is_kept(home: Home) -> None:
+    home.box("a", x=b"x" * MIB, y=b"y")
+    home.publish()
+    home.boot()
+    home.kernel.free = MIB - 1
+    came, lost = home.arrive()
+    assert came == {"a/y": b"y"}
+    assert ".kept" in lost[0]
+    (kept,) = home.directory.rglob("*.kept")
+    with memory(kept.read_bytes()) as fd:
+        sizes = {stored.size for stored in imagefile.read(fd.fileno()).values()}
+    assert MIB in sizes
 
 
 def test_what_is_no_file_is_refused(home: Home) -> None:

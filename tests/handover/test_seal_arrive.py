@@ -94,7 +94,7 @@ class World:
 
     def close(self) -> None:
         close_all(self.owned)
-        self.carrier.close()
+        self.carrier.switch_off()
 
 
 @pytest.fixture

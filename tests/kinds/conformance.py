@@ -102,7 +102,7 @@ class World:
     def close(self) -> None:
         for entries in self.made:
             close_all(entries.values())
-        self.carrier.close()
+        self.carrier.switch_off()
         for sample, folder in self.used:
             sample.reboot(folder)
 
@@ -121,7 +121,16 @@ class ImageWorld(World):
 
     def cross(self) -> None:  # type: ignore[explicit-override]  # as above
         super().cross()
-        self._image = None
+        self._drop()
+
+    def close(self) -> None:  # type: ignore[explicit-override]  # as above
+        self._drop()
+        super().close()
+
+    def _drop(self) -> None:
+        if self._image is not None:
+            self._image.close()
+            self._image = None
 
 
 def numbers(entries: Entries) -> dict[str, int]:

@@ -221,7 +221,7 @@ def way() -> Iterator[Way]:
     yield made
     for fd in made.made:
         fd.close()
-    made.carrier.close()
+    made.carrier.switch_off()
 
 
 def came_without_a_name(way: Way, because: str) -> None:

@@ -24,7 +24,7 @@ def daemon(socket_path: Path) -> Iterator[Daemon]:
     made = Daemon(socket_path, carrier, FakeKernel())
     yield made
     made.stop()
-    carrier.close()
+    carrier.switch_off()
 
 
 @pytest.fixture

@@ -183,4 +183,4 @@ def test_boxes_arrive_and_losses_are_told(socket_path: Path) -> None:
         assert client.box("cache").list()[0].label == "good"
         client.box("cache").seal()
     second.stop()
-    carrier.close()
+    carrier.switch_off()

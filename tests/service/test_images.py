@@ -66,7 +66,7 @@ def machine(tmp_path: Path, socket_path: Path) -> Iterator[Machine]:
     made = Machine(tmp_path / "disk", socket_path, luo, FakeKernel())
     yield made
     made.stop()
-    luo.close()
+    luo.switch_off()
 
 
 def update(

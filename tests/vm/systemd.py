@@ -23,7 +23,7 @@ UNITS = PROJECT / "systemd"
 #: The code under test is that of this checkout. A log in the share would keep it from being unmounted.
 _FDBOX = f"""\
 [Service]
-Environment=PYTHONPATH={PROJECT}/src PYTHONDONTWRITEBYTECODE=1
+Environment=PYTHONPATH={PROJECT}/src PYTHONDONTWRITEBYTECODE=1 STATE_DIRECTORY=/run/disk/fdbox
 StandardError=append:/run/daemon-systemd.log
 """
 _GUEST = f"""\
@@ -52,7 +52,11 @@ def lay_units(layer: Path) -> None:
 
 
 def machine(
-    layer: Path, environment: Mapping[str, str], suite: str = SUITES[0], jump: Path | None = None
+    layer: Path,
+    environment: Mapping[str, str],
+    suite: str = SUITES[0],
+    jump: Path | None = None,
+    append: str = "",
 ) -> Machine:
     """Return it; `layer` is an empty folder, which is laid over everything."""
     lay_units(layer)
@@ -61,4 +65,5 @@ def machine(
         layers=[layer, debian.unpacked("systemd", suite)],
         init=["/usr/lib/systemd/systemd", "--unit=guest.service", "--log-target=console"],
         jump=jump,
+        append=append,
     )

@@ -47,6 +47,16 @@ def test_nothing_acknowledged_is_lost(what: str, tmp_path: Path) -> None:
     assert outcome.good, str(outcome)
 
 
+@pytest.mark.parametrize(
+    ("carrier", "append"), [("kernel", ""), ("image", "kho=off liveupdate=off")]
+)
+def test_an_update_leaves_the_jump_to_systemd(carrier: str, append: str, tmp_path: Path) -> None:
+    machine = systemd.machine(tmp_path, {"FDBOX_CARRIER": carrier}, append=append)
+    outcome = machine.cross(SCRIPTS / "updated_before.py", SCRIPTS / "updated_after.py")
+    print(outcome)
+    assert outcome.good, str(outcome)
+
+
 @pytest.mark.parametrize("suite", systemd.SUITES)
 def test_a_sealed_box_survives_a_shutdown_into_the_next_kernel(suite: str, tmp_path: Path) -> None:
     machine = systemd.machine(tmp_path, {}, suite, jump=SCRIPTS / "systemd_kexec.py")

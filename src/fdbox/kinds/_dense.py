@@ -154,6 +154,7 @@ def receive(node: Node, arrivals: Arrivals, fd: int, write: Write | None = None)
     write = write or _writer(fd)
     if (stream := arrivals.stream(token)) is not None:
         _expect_bytes(node, stream.size, extents)
+        _expect_room(stream.size, arrivals)
         os.ftruncate(fd, node.u64("size"))
         stream.pour(_Spread(extents, write))
         return
@@ -182,6 +183,15 @@ class _Spread:
             taken = min(length - within, len(piece))
             _write_all(self._write, piece[:taken], start + within)
             offset, piece, at = offset + taken, piece[taken:], at + 1
+
+
+def _expect_room(wanted: int, arrivals: Arrivals) -> None:
+    """Refuse what would drive the machine into the OOM killer; the image stays."""
+    if wanted > (free := arrivals.kernel.free_memory()):
+        raise NoRoom(
+            f"its {wanted} bytes do not fit into memory, of which {free} are free",
+            remedy="its image stays, as .kept: free memory, and `fdbox import` that",
+        )
 
 
 def _expect_bytes(node: Node, count: int, extents: Extents) -> None:

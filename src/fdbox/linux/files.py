@@ -54,6 +54,20 @@ def make_folder(path: Path) -> None:
     sync_folder(path.parent)
 
 
+def lock_folder(path: Path) -> OwnedFd | None:
+    """Return a folder opened and locked (flock(2)) until that is closed, or None if somebody else has locked it; OSError."""
+    folder = open_path(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        folder.close()
+        return None
+    except BaseException:
+        folder.close()
+        raise
+    return folder
+
+
 def free_bytes(path: Path) -> int:
     """Return what an ordinary user may still write to the file system of a path; OSError."""
     status = os.statvfs(path)

@@ -434,6 +434,7 @@ class Vault:
             held = {one.key: one.fd for box in self.boxes for one in box.entries.values()}
             released = self.boxes.clear()
             close_all(one.fd for one in released if held[one.key] is not one.fd)
+            self.carrier.close()
         self._worker.shutdown()
         return list(held.items())
 
@@ -442,6 +443,7 @@ class Vault:
         async with self._turn:
             await self._drop_saved()
             await self._run(lambda: close_all(held.fd for held in self.boxes.clear()))
+            self.carrier.close()
         self._worker.shutdown()
 
     async def _drop_saved(self) -> None:

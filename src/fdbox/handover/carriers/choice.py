@@ -39,6 +39,11 @@ class KernelAndImage:
         """Return the image carrier."""
         return self.image
 
+    def close(self) -> None:
+        """Close both."""
+        self.kernel.close()
+        self.image.close()
+
     def carriage(self) -> Carriage:
         """Return what there is, or why there is neither."""
         kernel = self.kernel.carriage()

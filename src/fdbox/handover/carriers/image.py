@@ -22,7 +22,7 @@ import itertools
 import os
 from typing import TYPE_CHECKING
 
-from fdbox.errors import FdboxError, KernelError, ManifestInvalid, NoRoom
+from fdbox.errors import CannotCarry, FdboxError, KernelError, ManifestInvalid, NoRoom
 from fdbox.handover.carriers import chunks, imagefile
 from fdbox.handover.manifest import INDEX_SESSION
 from fdbox.linux import files, paths
@@ -58,7 +58,7 @@ class ImageCarrier:
         #: what was shipped and not discarded, and what the published index can name
         self.live: dict[str, _Shipment] = {}
         self._published: frozenset[str] = frozenset()
-        self._works = False
+        self._lock: OwnedFd | None = None
 
     @property
     def own(self) -> Path:
@@ -75,7 +75,7 @@ class ImageCarrier:
 
     def carriage(self) -> Carriage:
         """Return whether the folder is there, or can be made, and outlives the kernel."""
-        if self._works:
+        if self._lock is not None:
             return Carriage(self.name)
         there = next(path for path in (self.directory, *self.directory.parents) if path.exists())
         try:
@@ -89,8 +89,21 @@ class ImageCarrier:
         if in_memory:
             why = f"{self.directory} is in memory, and ends with the kernel"
             return Carriage(None, why, _ANYWHERE_ELSE)
-        self._works = True
+        if there == self.directory and not self._has_lock():
+            return _used_by_another(self.directory)
         return Carriage(self.name)
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _has_lock(self) -> bool:
+        """Return whether the folder is this process's: two would take each other's files away."""
+        if self._lock is None and self.directory.is_dir():
+            self._lock = files.lock_folder(self.directory)
+        return self._lock is not None
 
     def probe(self, fd: int, kind: str) -> Carriage:  # noqa: ARG002 - of a device there is nothing to write
         """Return that no device goes into a file."""
@@ -107,7 +120,7 @@ class ImageCarrier:
 
         Without its past, nothing can be said of what it names: that is left, then, for the next incarnation.
         """
-        if not (self.own / _INDEX).exists():
+        if not self._has_lock() or not (self.own / _INDEX).exists():
             return None
         if has_past:
             return _Shipment(self, INDEX_SESSION)
@@ -121,6 +134,8 @@ class ImageCarrier:
 
     def indexes(self) -> list[str]:
         """Return what other incarnations have left, the oldest first."""
+        if not self._has_lock():
+            return []
         found = [folder / _INDEX for folder in self._foreign() if (folder / _INDEX).exists()]
         found.sort(key=lambda path: path.stat().st_mtime_ns)
         return [f"{INDEX_SESSION}@{path.parent.name}" for path in found]
@@ -164,6 +179,14 @@ class ImageCarrier:
 
     # --- for the shipments -------------------------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Make the folders; CannotCarry if another process uses them, OSError."""
+        files.make_folder(self.directory)
+        if not self._has_lock():
+            why = _used_by_another(self.directory)
+            raise CannotCarry(why.obstacle, remedy=why.remedy)
+        files.make_folder(self.own)
+
     def path_of(self, name: str) -> Path:
         """Return where a shipment goes."""
         return self.own / (_INDEX if name == INDEX_SESSION else f"{name}.image")
@@ -187,6 +210,12 @@ class ImageCarrier:
             self.published()
         elif name not in self._published:
             self.path_of(name).unlink(missing_ok=True)
+
+
+def _used_by_another(directory: Path) -> Carriage:
+    return Carriage(
+        None, f"another fdbox writes to {directory}", f"end it, or {_ANYWHERE_ELSE} of this one"
+    )
 
 
 _NO_DEVICE = (
@@ -218,7 +247,7 @@ class _Shipment:
         """
         path = self._home.path_of(self.name)
         try:
-            files.make_folder(path.parent)
+            self._home.prepare()
             _check_room(path.parent, parcels)
             self._chunks = _write(path, parcels)
         except OSError as error:
@@ -297,6 +326,8 @@ class _Delivery:
         self._path = path
         self._taken: dict[int, OwnedFd] = {}
         self._is_kept = False
+        #: streams that somebody has asked for, and that nobody has taken as a whole
+        self._open: set[int] = set()
         self._stored: dict[int, Stored] | None = None
 
     def fileno(self) -> int:
@@ -314,7 +345,10 @@ class _Delivery:
         """Return the bytes of a parcel, or None if it went another way; ManifestInvalid if the image is damaged."""
         with self._noticing():
             stored = self._table().get(token)
-        return None if stored is None else _Noticed(stored, self._noticing)
+        if stored is None:
+            return None
+        self._open.add(token)
+        return _Noticed(stored, self._noticing, lambda: self._open.discard(token))
 
     def finish(self) -> None:
         """Let go of an image: of a box when its index goes, of an index at once, and then of its boxes."""
@@ -326,7 +360,7 @@ class _Delivery:
         try:
             if self._path.name == _INDEX:
                 _let_go(self._path)
-            elif self._is_kept:
+            elif self._is_kept or self._open:
                 self._path.rename(self._path.with_suffix(".kept"))
             else:
                 _mark_done(self._path)
@@ -362,16 +396,21 @@ class _Noticed:
     """A stream whose delivery hears of what goes wrong."""
 
     def __init__(
-        self, stored: Stored, noticing: Callable[[], AbstractContextManager[None]]
+        self,
+        stored: Stored,
+        noticing: Callable[[], AbstractContextManager[None]],
+        done: Callable[[], None],
     ) -> None:
         self._stored = stored
         self._noticing = noticing
+        self._done = done
         self.size: int = stored.size
 
     def pour(self, sink: Sink) -> None:
         """Hand over every byte; errors as `chunks.pour`."""
         with self._noticing():
             self._stored.pour(sink)
+        self._done()
 
 
 def _let_go(index: Path) -> None:

@@ -57,6 +57,9 @@ class KernelCarrier:
         """Raise CannotCarry: there is none."""
         raise CannotCarry("there is no carrier but the kernel", remedy="leave the carrier out")
 
+    def close(self) -> None:
+        """Do nothing: the device is open only while it is asked."""
+
     def carriage(self) -> Carriage:
         """Return whether the running kernel carries memory: tried with a page of it, until it has worked once.
 

@@ -91,6 +91,9 @@ class _Writing:
         """Return this one."""
         return self
 
+    def close(self) -> None:
+        """Do nothing: the file is its owner's."""
+
     def carriage(self) -> Carriage:
         """Return that there is a file."""
         return Carriage(self.name)
