@@ -11,6 +11,7 @@ import fdbox
 from fdbox.cli import (
     box,
     completion,
+    doctor,
     entries,
     inspect,
     memory,
@@ -30,7 +31,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: Their import declares the verbs; help lists them in this order.
-VERBS = (serve, box, entries, memory, run_verb, inspect, update, transfer, status, completion)
+VERBS = (
+    serve,
+    box,
+    entries,
+    memory,
+    run_verb,
+    doctor,
+    inspect,
+    update,
+    transfer,
+    status,
+    completion,
+)
 
 _INTERRUPTED = 130
 _DESCRIPTION = """\

@@ -54,20 +54,20 @@ class RunningKernel:
         Raises:
             KernelError: the kernel stays.
         """
-        if _systemd_runs():
+        if systemd_runs():
             _let_systemd("kexec")
         kexec.reboot_kexec()
         raise KernelError("reboot(2) came back without an error", remedy="see dmesg")
 
     def reboot(self) -> None:
         """Start the machine anew; as `jump`."""
-        if _systemd_runs():
+        if systemd_runs():
             _let_systemd("reboot")
         kexec.reboot()
         raise KernelError("reboot(2) came back without an error", remedy="see dmesg")
 
 
-def _systemd_runs() -> bool:
+def systemd_runs() -> bool:
     """Return whether systemd is PID 1 (sd_booted(3))."""
     return Path("/run/systemd/system").is_dir()
 

@@ -1,0 +1,1 @@
+"""Whether an update would succeed on this machine: facts.py gathers, checks.py judges."""

@@ -1,0 +1,60 @@
+"""`fdbox doctor` on machines of which we know what is so; tests/service/test_doctor.py has those that need no VM."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.vm.kernel import Kernel, ensure_kernel
+from tests.vm.machine import Machine
+from tests.vm.stock import ensure_stock_kernel
+
+pytestmark = [pytest.mark.vm, pytest.mark.slow]
+
+SCRIPTS = Path(__file__).with_name("scripts")
+ALL, FILES = ["kernel", "image", "reboot"], ["image", "reboot"]
+OFF = {"ways": FILES, "handover": "obstacle", "live-update": "obstacle", "device": "ok"}
+ON = {"ways": ALL, "handover": "ok", "live-update": "ok", "device": "ok", "scratch": "ok"}
+DISABLED = {"ways": ["reboot"], "kexec-load-disabled": "obstacle", "live-update": "ok"}
+#: lockdown demands signatures where CONFIG_KEXEC_SIG is built in, which it is not in ours
+LOCKED = {"ways": ALL, "signature": "ok", "live-update": "ok"}
+
+Expected = dict[str, dict[str, object]]
+
+
+def examine(machine: Machine, expected: Expected) -> None:
+    machine = Machine(
+        deadline=600,
+        kernel=machine.kernel,
+        append=machine.append,
+        environment={"FDBOX_EXPECTED": json.dumps(expected), **machine.environment},
+    )
+    outcome = machine.boot(SCRIPTS / "doctor.py")
+    print(outcome)
+    assert outcome.good, str(outcome)
+
+
+def test_live_update_and_then_no_kexec() -> None:
+    examine(Machine(), {"VM with LUO": ON, "VM with kexec_load_disabled": DISABLED})
+
+
+def test_kho_off() -> None:
+    examine(Machine(append="kho=off"), {"VM with kho=off": OFF})
+
+
+def test_lockdown() -> None:
+    examine(Machine(append="lockdown=confidentiality"), {"VM with lockdown": LOCKED})
+
+
+def test_debians_own_kernel() -> None:
+    expected: Expected = {"Debian's own kernel": {**OFF, "kexec-file": "ok"}}
+    examine(Machine(kernel=ensure_stock_kernel()), expected)
+
+
+def test_a_next_kernel_without_live_update() -> None:
+    stock = ensure_stock_kernel()
+    environment = {"FDBOX_DOCTOR": f"--kernel {stock.image} --append kho=on"}
+    expected: Expected = {"VM, Debian's as the next": {"ways": FILES, "next-kernel": "obstacle"}}
+    examine(Machine(kernel=Kernel(ensure_kernel()), environment=environment), expected)
