@@ -135,6 +135,20 @@ def test_lz4_frames_one_behind_the_other() -> None:
     assert decompress(PACKED["lz4"] + PACKED["lz4"]) == KERNEL * 2
 
 
+@pytest.mark.parametrize(
+    "packed",
+    [
+        *(pack(b"") for pack in images.METHODS.values()),
+        PACKED["lz4"][:4],
+        PACKED["lz4"][:4] * 2,
+        PACKED["lz4"][:4] + bytes(4),
+    ],
+)
+def test_nothing(packed: bytes) -> None:
+    with pytest.raises(KernelImageInvalid, match="unpacks to nothing"):
+        decompress(packed)
+
+
 def test_lzma_of_a_known_size(tmp_path: Path) -> None:
     """`lzma FILE` writes the size at the beginning, `lzma <FILE` a mark at the end."""
     packed = bytearray(lzma.compress(KERNEL, lzma.FORMAT_ALONE))

@@ -18,16 +18,13 @@ from fdbox.nextkernel.decompress import decompress
 from fdbox.nextkernel.inspect import KernelImage, inspect
 from tests.nextkernel import images
 from tests.nextkernel.test_decompress import COMMANDS, tool
-from tests.vm import debian
 from tests.vm.kernel import Kernel, ensure_kernel
 from tests.vm.machine import Machine, VmLost
+from tests.vm.stock import ensure_stock_kernel
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow]
 
 SCRIPTS = Path(__file__).with_name("scripts")
-#: of what Debian builds for clouds: the signed image, and what lies beside it
-PACKAGES = ("linux-binary-{}", "linux-base-{}")
-SUITE = "trixie-backports"
 
 
 @pytest.fixture(scope="module")
@@ -76,18 +73,9 @@ def test_ours_packed_by_every_method(
 
 
 @pytest.fixture(scope="module")
-def debians(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return Debian's own newest kernel for clouds, as its packages leave it."""
-    releases = debian.search(r"linux-binary-7\.[3-9]\.\d+\+deb13-cloud-amd64", SUITE)
-    release = max(releases).removeprefix("linux-binary-")
-    root = tmp_path_factory.mktemp("debian")
-    for package in PACKAGES:
-        name = package.format(release)
-        folder = debian.cache() / "kernel" / "new"
-        with debian.alone("kernel-source"):
-            found = next(folder.glob(f"{name}_*.deb"), None) or debian.fetch(name, SUITE, folder)
-        debian.unpack(found, root)
-    return root / f"usr/lib/modules/{release}/vmlinuz"
+def debians() -> Path:
+    """Return the image of Debian's own kernel for clouds, where its packages leave it."""
+    return ensure_stock_kernel().image
 
 
 def test_debians_own(debians: Path) -> None:

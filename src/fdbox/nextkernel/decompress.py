@@ -48,7 +48,8 @@ def decompress(payload: bytes, limit: int = LIMIT) -> bytes:
     """Return what a payload unpacks to; bytes behind the end of its stream are ignored.
 
     Raises:
-        KernelImageInvalid: the method is not known, the stream is damaged or cut short, or more than `limit` comes out.
+        KernelImageInvalid: the method is not known, the stream is damaged or cut short, or nothing or more than `limit`
+            comes out.
     """
     name = compression(payload)
     if name is None:
@@ -56,9 +57,12 @@ def decompress(payload: bytes, limit: int = LIMIT) -> bytes:
             f"the kernel in the image is packed by no known method (it begins with {payload[:6].hex()})"
         )
     try:
-        return _METHODS[name](payload, limit)
+        out = _METHODS[name](payload, limit)
     except _FOREIGN as error:
         raise KernelImageInvalid(f"the {name} payload is damaged: {error}") from error
+    if not out:
+        raise KernelImageInvalid(f"the {name} payload unpacks to nothing")
+    return out
 
 
 def _too_large(name: str, limit: int) -> KernelImageInvalid:
