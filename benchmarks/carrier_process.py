@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fdbox.handover.carriers.kernel import KernelCarrier
 from fdbox.linux import memfd
+from fdbox.ports import Parcel
 
 if TYPE_CHECKING:
     from fdbox.linux.fd import OwnedFd
@@ -28,7 +29,7 @@ def filled(size: int) -> OwnedFd:
 
 
 def preserve(name: str, count: int, size: int) -> None:
-    parcels = [(filled(size).detach(), token) for token in range(1, count + 1)]
+    parcels = [Parcel(filled(size).detach(), token) for token in range(1, count + 1)]
     for left in reversed(range(TIMES)):
         shipment = KernelCarrier().ship(name)
         begin = time.monotonic_ns()

@@ -17,7 +17,7 @@ from fdbox.model import Carriage
 from fdbox.nextkernel.abi import Abi
 from fdbox.nextkernel.configuration import Configuration
 from fdbox.nextkernel.inspect import KernelImage
-from fdbox.nextkernel.running import Running
+from fdbox.nextkernel.running import Running, Written
 from fdbox.nextkernel.verdict import Effect, Problem
 from fdbox.service.doctor import checks
 from fdbox.service.doctor.checks import FILES, IMAGE, KERNEL, KEXEC, REBOOT, WAYS, Level
@@ -122,6 +122,15 @@ CASES: list[tuple[str, Facts, Level, tuple[str, ...], str]] = [
     ("kexec-file", running(configuration=config(KEXEC_FILE="n")), Level.OBSTACLE, KEXEC, "reboot"),
     ("handover", running(**OFF), Level.OBSTACLE, (KERNEL,), "kho=on"),
     ("handover", running(handover=None, liveupdate=False), Level.UNKNOWN, (), "root"),
+    (
+        "handover",
+        running(handover=None, liveupdate=False, configuration=None, kho=Written(())),
+        Level.OBSTACLE,
+        (KERNEL,),
+        "KEXEC_HANDOVER",
+    ),
+    ("kexec-file", unlike(kexec_file=False), Level.OBSTACLE, KEXEC, "reboot"),
+    ("kexec-file", unlike(kexec_file=True), Level.OK, (), ""),
     (
         "handover",
         running(**OFF, configuration=config(KEXEC_HANDOVER="n")),
@@ -293,7 +302,7 @@ def test_this_machine() -> None:
     assert status == (0 if said["ways"] else 1)
     assert said["namespace"] == "ok"
     assert said["capabilities"] == "ok"
-    assert said["kexec-file"] in ("unknown", "ok" if kernel_has_kexec_file() else "obstacle")
+    assert said["kexec-file"] == ("ok" if kernel_has_kexec_file() else "obstacle")
     there = os.path.exists("/dev/liveupdate")  # noqa: PTH110
     assert said["live-update"] == ("ok" if there else "obstacle")
     assert ("kernel" in said["ways"]) <= there

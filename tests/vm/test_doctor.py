@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ DISABLED = {"ways": ["reboot"], "kexec-load-disabled": "obstacle", "live-update"
 #: lockdown demands signatures where CONFIG_KEXEC_SIG is built in, which it is not in ours
 LOCKED = {"ways": ALL, "signature": "ok", "live-update": "ok"}
 
-Expected = dict[str, dict[str, object]]
+Expected = Mapping[str, Mapping[str, object]]
 
 
 def examine(machine: Machine, expected: Expected) -> None:

@@ -72,6 +72,18 @@ def kexec_file_load(kernel_fd: int, initrd_fd: int | None, cmdline: str, flags: 
         raise _failed("cannot load the next kernel", error, _LOAD_REMEDIES) from error
 
 
+def has_kexec_file() -> bool | None:
+    """Return whether the kernel has kexec_file_load(2), which is asked to load a file that is none; None if we may not ask.
+
+    Where loads are counted (kernel.kexec_load_limit_reboot), asking counts as one.
+    """
+    try:
+        syscall("kexec_file_load", -1, -1, 0, None, 0)
+    except OSError as error:
+        return None if error.errno == errno.EPERM else error.errno != errno.ENOSYS
+    return True
+
+
 def kexec_unload() -> None:
     """Drop the loaded kernel; nothing happens if there is none. KexecError: EPERM, EBUSY, ENOSYS."""
     try:

@@ -99,22 +99,27 @@ _BUILD = "run a kernel that is built with KEXEC_HANDOVER, LIVEUPDATE and LIVEUPD
 def kexec_file(facts: Facts) -> Said:
     """Whether the kernel can load another one in the way that hands over."""
     config = facts.running.configuration
-    if config is None:
+    if facts.kexec_file:
+        return ok("the kernel has kexec_file_load(2)")
+    if facts.kexec_file is None and config is None:
         return unknown(
-            "the running kernel's configuration is nowhere", "install its config file in /boot"
+            "whether the kernel has kexec_file_load(2) is not to be seen",
+            "run this as root, or install the kernel's config file in /boot",
         )
-    if not config.has("KEXEC_FILE"):
+    if facts.kexec_file is False or (config is not None and not config.has("KEXEC_FILE")):
         return obstacle(
-            "the running kernel has no CONFIG_KEXEC_FILE", "run one that has, or reboot", KEXEC
+            "the running kernel has no kexec_file_load(2) (CONFIG_KEXEC_FILE)",
+            "run one that has, or reboot",
+            KEXEC,
         )
-    return ok(f"CONFIG_KEXEC_FILE ({config.source})")
+    return ok("the running kernel is built with CONFIG_KEXEC_FILE")
 
 
 def handover(facts: Facts) -> Said:
     """Whether Kexec HandOver is on."""
     if facts.running.handover:
         return ok("Kexec HandOver is on")
-    if facts.running.handover is None:
+    if facts.running.handover is None and facts.running.kho.strings != ():
         return unknown(
             "whether Kexec HandOver is on is not to be seen",
             "run this as root, with debugfs mounted",

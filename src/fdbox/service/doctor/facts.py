@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fdbox.handover.carriers.image import ImageCarrier
 from fdbox.handover.carriers.kernel import KernelCarrier
-from fdbox.linux import files, liveupdate, privilege
+from fdbox.linux import files, kexec, liveupdate, privilege
 from fdbox.model import Carriage
 from fdbox.nextkernel.load import RunningKernel, systemd_runs
 from fdbox.nextkernel.running import Running, running
@@ -57,6 +57,8 @@ class Facts:
     #: whether the device takes memory, tried; None: it is not for us to try
     kernel: Carriage | None = None
     holders: tuple[tuple[int, str], ...] = ()
+    #: kexec_file_load(2) is there, asked
+    kexec_file: bool | None = None
     load_disabled: int | None = None
     load_limit: int | None = None
     lockdown: str | None = None
@@ -83,14 +85,16 @@ def gather(
 ) -> Facts:
     """Return the facts of this machine; takes a second or two. `image` is a next kernel, its initrd's bytes, its command line."""
     now = running()
+    limit = privilege.number(Path("/proc/sys/kernel/kexec_load_limit_reboot"))
     systemd = _systemd_version() if systemd_runs() else None
     return Facts(
         running=now,
         next=None if image is None else _next(*image, now),
         kernel=_try_kernel(now),
         holders=tuple(liveupdate.holders()) if os.geteuid() == 0 else (),
+        kexec_file=kexec.has_kexec_file() if limit in (None, -1) else None,
         load_disabled=privilege.number(Path("/proc/sys/kernel/kexec_load_disabled")),
-        load_limit=privilege.number(Path("/proc/sys/kernel/kexec_load_limit_reboot")),
+        load_limit=limit,
         lockdown=privilege.lockdown(),
         secure_boot=privilege.secure_boot(),
         scratch=_scratch(),
