@@ -22,6 +22,7 @@ from fdbox.nextkernel.verdict import Effect, Problem
 from fdbox.service.doctor import checks
 from fdbox.service.doctor.checks import FILES, IMAGE, KERNEL, KEXEC, REBOOT, WAYS, Level
 from fdbox.service.doctor.facts import Daemon, Facts, Next
+from fdbox.varlink import interface
 from fdbox.varlink.interface import StatusReply
 
 MIB = 1 << 20
@@ -47,6 +48,19 @@ def status(entries: int = 3) -> StatusReply:
         arrived=0,
         lost=[],
     )
+
+
+def daemon(boot: float = 0.1) -> Daemon:
+    lies = interface.Layout(pages=2560, huge_pages=5, runs=5)
+    prediction = interface.Prediction(
+        box="",
+        owner=0,
+        layout=lies,
+        preserve_seconds=0.1,
+        boot_seconds=boot,
+        retrieve_seconds=0.1,
+    )
+    return Daemon(status=status(), held=10 * MIB, prediction=prediction)
 
 
 IMAGE_FILE = KernelImage(
@@ -92,7 +106,7 @@ GOOD = Facts(
         "FileDescriptorStoreMax": "18000",
         "FileDescriptorStorePreserve": "yes",
     },
-    daemon=Daemon(status=status(), held=10 * MIB),
+    daemon=daemon(),
     image_directory=Path("/var/lib/fdbox"),
     images=Carriage("image"),
     images_free=100 * MIB,
@@ -208,6 +222,8 @@ CASES: list[tuple[str, Facts, Level, tuple[str, ...], str]] = [
         "yes",
     ),
     ("daemon", unlike(daemon=None), Level.WARNING, (), "fdbox serve"),
+    ("scattered", unlike(daemon=daemon(boot=30.0)), Level.WARNING, (), "fdbox compact"),
+    ("scattered", unlike(daemon=None), Level.UNKNOWN, (), "root"),
     (
         "images",
         unlike(images=Carriage(None, "it is in memory", "name another")),

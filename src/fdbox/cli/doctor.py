@@ -72,7 +72,8 @@ def _daemon(options: argparse.Namespace) -> facts.Daemon | None:
                     box.name, box.owner if os.geteuid() == 0 else None
                 ).list()
             ]
-            return facts.Daemon(status=client.status(), held=sum(sizes))
+            prediction = client.predict().total if os.geteuid() == 0 else None
+            return facts.Daemon(status=client.status(), held=sum(sizes), prediction=prediction)
     except ConnectionLost:
         return None
 

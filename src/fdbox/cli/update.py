@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fdbox.cli import images, lastupdate, render
+from fdbox.cli import images, lastupdate, layout, render
 from fdbox.cli.command import command, connect, json_argument, socket_argument
 from fdbox.errors import ConnectionLost
 
@@ -97,6 +97,8 @@ def update(options: argparse.Namespace) -> int:
             force=options.force,
         )
         _watch(steps, stack, as_json=options.json)
+        if options.dry_run and not options.json:
+            print(layout.costs(client.predict()))
     return 0
 
 

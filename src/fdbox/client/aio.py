@@ -192,6 +192,11 @@ class Box:
         """Let the originals go on where they are."""
         return (await self._client.call(calls.unseal(self.name, self.owner))).parameters.box
 
+    async def compact(self) -> builtins.list[interface.Compacted]:
+        """Put memory together into huge pages, in place; BoxSealed."""
+        request = calls.compact(self.name, self.owner)
+        return (await self._client.call(request)).parameters.entries
+
     async def export(self, file: Descriptor) -> int:
         """Write the box to an empty file, for another machine; return its bytes."""
         request = calls.export_box(self.name, self.owner, file)
@@ -349,6 +354,10 @@ class Client:
     async def last_update(self) -> interface.LastUpdateReply:
         """Return how the last update went; NoUpdate if nothing is known of one."""
         return (await self.call(calls.last_update())).parameters
+
+    async def predict(self) -> interface.PredictReply:
+        """Return how the memory in all boxes lies, and what that will cost an update. For root."""
+        return (await self.call(calls.predict())).parameters
 
     async def abort_update(self) -> None:
         """Call the update off."""

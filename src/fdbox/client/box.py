@@ -83,6 +83,10 @@ class Box:
         """Let the originals go on where they are."""
         return self._client.call(calls.unseal(self.name, self.owner)).parameters.box
 
+    def compact(self) -> builtins.list[interface.Compacted]:
+        """Put memory together into huge pages, in place; BoxSealed."""
+        return self._client.call(calls.compact(self.name, self.owner)).parameters.entries
+
     def export(self, file: Descriptor) -> int:
         """Write the box to an empty file, open for reading and writing, for another machine; return its bytes. For root."""
         request = calls.export_box(self.name, self.owner, file)

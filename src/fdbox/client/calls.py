@@ -209,6 +209,16 @@ def import_box(
     return Request("Import", parameters, interface.ImportReply, (_number(file),))
 
 
+def predict() -> Request[interface.PredictReply]:
+    """Ask what memory will cost an update."""
+    return Request("Predict", interface.Nothing(), interface.PredictReply)
+
+
+def compact(box: str, owner: int | None) -> Request[interface.CompactReply]:
+    """Put the memory of a box together."""
+    return Request("Compact", interface.BoxRequest(box=box, owner=owner), interface.CompactReply)
+
+
 def seal(box: str, owner: int | None) -> Request[interface.BoxReply]:
     """Seal a box."""
     return Request("Seal", interface.BoxRequest(box=box, owner=owner), interface.BoxReply)

@@ -260,6 +260,10 @@ class Client:
         """Return how the last update went; NoUpdate if nothing is known of one."""
         return self.call(calls.last_update()).parameters
 
+    def predict(self) -> interface.PredictReply:
+        """Return how the memory in all boxes lies, and what that will cost an update. For root."""
+        return self.call(calls.predict()).parameters
+
     def abort_update(self) -> None:
         """Call the update off."""
         self.call(calls.abort_update())

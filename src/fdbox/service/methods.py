@@ -12,6 +12,7 @@ from fdbox.errors import BoxNotFound, UsageError
 from fdbox.service import replies
 from fdbox.service.access import ROOT, require_operator, require_root
 from fdbox.service.connection import Call, Handler, Reply
+from fdbox.service.layout import Layouts
 from fdbox.service.live import Discard, LiveUpdate, Plan
 from fdbox.service.transfer import Transfer
 from fdbox.varlink import interface, wire
@@ -55,6 +56,7 @@ class Methods:
         self._version = version
         self._timeout = timeout
         self._transfer = Transfer(vault, live, discard)
+        self._layouts = Layouts(vault, live)
 
     def table(self) -> dict[str, Handler]:
         """Return the handlers."""
@@ -68,6 +70,8 @@ class Methods:
             "ListEntries": self.list_entries,
             "Export": self._transfer.export_box,
             "Import": self._transfer.import_box,
+            "Predict": self._layouts.predict,
+            "Compact": self._layouts.compact,
             "Seal": self.seal,
             "Unseal": self.unseal,
             "Update": self.update,

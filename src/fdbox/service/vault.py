@@ -86,7 +86,8 @@ class Vault:
         self._sealed: dict[BoxKey, SealedBox] = {}
         self._index: Shipment | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="fdbox-seal")
-        self._turn = asyncio.Lock()  # one seal or unseal at a time
+        #: one at a time: what seals, unseals, or wants neither meanwhile
+        self.turn: asyncio.Lock = asyncio.Lock()
         self._sealed_by_update: list[BoxKey] = []
 
     # --- what is in a box --------------------------------------------------------------------------------------------
@@ -192,7 +193,7 @@ class Vault:
 
     async def seal(self, key: BoxKey) -> Box[Held]:
         """Seal a box; errors as `handover.seal.seal`, and then it is open as before."""
-        async with self._turn:
+        async with self.turn:
             await self._seal(key)
             try:
                 await self._run(self._publish)
@@ -204,7 +205,7 @@ class Vault:
 
     async def unseal(self, key: BoxKey) -> Box[Held]:
         """Thaw a box in place; BoxNotSealed if it is open."""
-        async with self._turn:
+        async with self.turn:
             if key in self._sealed:
                 self._note_sealed(key, sealed=False)
                 await self._thaw(key)
@@ -217,7 +218,7 @@ class Vault:
 
     async def export(self, key: BoxKey, fd: int) -> None:
         """Write a box to an empty file; errors as `single.write`. Nobody changes the box meanwhile."""
-        async with self._turn:
+        async with self.turn:
             is_open = self.boxes.find(key).state is BoxState.OPEN
             if is_open:
                 self.boxes.begin_seal(key)
@@ -251,7 +252,7 @@ class Vault:
 
         With `images_only` what the kernel has taken already is saved again; CannotCarry if there are no images.
         """
-        async with self._turn:
+        async with self.turn:
             if images_only:
                 self._by = self.carrier.by_image()
                 for key in [key for key, one in self._sealed.items() if not _is_image(one)]:
@@ -265,7 +266,7 @@ class Vault:
 
     async def thaw_all(self) -> None:
         """Unseal what `seal_all` has sealed; what its owner had sealed before stays so."""
-        async with self._turn:
+        async with self.turn:
             self._by = self.carrier
             while self._sealed_by_update:
                 await self._thaw(self._sealed_by_update.pop())
@@ -282,7 +283,7 @@ class Vault:
             LateWrite: something was changed again and again.
             FdboxError: the jump did not happen. Everything is still sealed, but a box that could not be saved again.
         """
-        async with self._turn:
+        async with self.turn:
             await self._run(load)
             await self._run(self.kernel.sync)
             await self._run(self._publish)
@@ -429,7 +430,7 @@ class Vault:
 
     async def hand_over(self) -> list[tuple[str, OwnedFd]]:
         """Return the descriptors by their keys, for the process that takes over, and drop what is saved of them."""
-        async with self._turn:
+        async with self.turn:
             await self._drop_saved()
             held = {one.key: one.fd for box in self.boxes for one in box.entries.values()}
             released = self.boxes.clear()
@@ -440,7 +441,7 @@ class Vault:
 
     async def close(self) -> None:
         """Let go of everything, at the end of the daemon."""
-        async with self._turn:
+        async with self.turn:
             await self._drop_saved()
             await self._run(lambda: close_all(held.fd for held in self.boxes.clear()))
             self.carrier.close()

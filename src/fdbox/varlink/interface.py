@@ -133,6 +133,47 @@ class ImportReply(_Struct, frozen=True, kw_only=True):
     lost: list[Loss]
 
 
+class Layout(_Struct, frozen=True, kw_only=True):
+    """How memory lies; `runs` None: not known."""
+
+    pages: int
+    huge_pages: int
+    runs: int | None
+
+
+class Prediction(_Struct, frozen=True, kw_only=True):
+    """What the memory of a box adds to an update that the kernel carries."""
+
+    box: str
+    owner: int
+    layout: Layout
+    preserve_seconds: float
+    boot_seconds: float
+    retrieve_seconds: float
+
+
+class PredictReply(_Struct, frozen=True, kw_only=True):
+    """Every box, and all of them together."""
+
+    boxes: list[Prediction]
+    total: Prediction
+
+
+class Compacted(_Struct, frozen=True, kw_only=True):
+    """How a memory lay, how it lies now, and what could not be put together."""
+
+    entry: str
+    before: Layout
+    after: Layout
+    left: str
+
+
+class CompactReply(_Struct, frozen=True, kw_only=True):
+    """Every memory of the box."""
+
+    entries: list[Compacted]
+
+
 class BoxReply(_Struct, frozen=True, kw_only=True):
     """One box."""
 
@@ -262,6 +303,8 @@ METHODS: dict[str, Method] = {
     "ListEntries": Method(BoxRequest, EntriesReply),
     "Export": Method(Export, ExportReply, takes_descriptors=True),
     "Import": Method(Import, ImportReply, takes_descriptors=True),
+    "Predict": Method(Nothing, PredictReply),
+    "Compact": Method(BoxRequest, CompactReply),
     "Seal": Method(BoxRequest, BoxReply),
     "Unseal": Method(BoxRequest, BoxReply),
     "Update": Method(Update, UpdateReply, takes_descriptors=True, more=True),

@@ -30,6 +30,8 @@ FILES = (IMAGE, REBOOT)
 _STORE_SINCE, _SURVIVAL_SINCE = 254, 255
 _STORE_WANTED = 18000
 _DESCRIPTORS_WANTED = 34816
+#: seconds
+_SLOW_BOOT = 1.0
 _MEMORY_WANTED = 128 << 20
 
 
@@ -398,6 +400,22 @@ def next_kernel(facts: Facts) -> Said:
     return ok(f"{name} takes over what this kernel hands over")
 
 
+def scattered(facts: Facts) -> Said:
+    """Whether memory lies so that the next kernel's boot becomes slow."""
+    if facts.daemon is None or facts.daemon.prediction is None:
+        return unknown(
+            "how memory in boxes lies is not to be seen", "run this as root, with fdbox running"
+        )
+    cost = facts.daemon.prediction
+    text = (
+        f"memory in {cost.layout.runs} runs adds {cost.preserve_seconds:.1f} s to seal, {cost.boot_seconds:.1f} s to the "
+        f"next kernel's boot, {cost.retrieve_seconds:.1f} s to arrive, where the kernel carries it"
+    )
+    if cost.boot_seconds > _SLOW_BOOT:
+        return warning(text, "`fdbox predict` says which boxes; fdbox compact BOX")
+    return ok(text)
+
+
 #: in the order in which they are shown
 CHECKS: dict[str, Callable[[Facts], Said]] = {
     "namespace": namespace,
@@ -415,6 +433,7 @@ CHECKS: dict[str, Callable[[Facts], Said]] = {
     "images": images,
     "image-room": room,
     "memory": memory,
+    "scattered": scattered,
     "huge-pages": huge_pages,
     "memfd-noexec": memfd_noexec,
     "descriptors": descriptors,

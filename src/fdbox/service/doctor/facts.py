@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fdbox.nextkernel.inspect import KernelImage
-    from fdbox.varlink.interface import StatusReply
+    from fdbox.varlink.interface import Prediction, StatusReply
 
 _SHMEM = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 _SCRATCH = Path("/sys/kernel/debug/kho/out/scratch_len")
@@ -46,6 +46,8 @@ class Daemon:
     status: StatusReply
     #: bytes of all that this user may see in boxes
     held: int
+    #: what memory adds to an update by the kernel; None: only root may ask
+    prediction: Prediction | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
