@@ -90,7 +90,7 @@ class Guest:
         (SHARE / "jumped").touch()
         os.sync()
         images = ["--kernel", str(SHARE / "next-kernel"), "--initrd", str(SHARE / "next-initrd")]
-        jump = [self.job["jump"]] if self.job["jump"] else ["fdbox", "update"]
+        jump = [self.job["jump"]] if self.job["jump"] else ["fdbox", "update", *self.job["options"]]
         self.step("update", [*jump, *images, "--append", self.job["command_line"]])
 
     def next_kernel(self) -> None:

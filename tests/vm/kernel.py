@@ -86,8 +86,12 @@ class Recipe:
 DEFAULT = Recipe()
 #: the release candidate before it
 CANDIDATE = Recipe(r"linux-source-7\.3", ("experimental",))
-#: the series before it
-OLDER = Recipe(r"linux-source-7\.2")
+#: the series before it, to be looked at
+OLDER = Recipe(
+    r"linux-source-7\.2",
+    fragment=SMALL,
+    more=("CONFIG_LIVEUPDATE=y", "CONFIG_LIVEUPDATE_MEMFD=y"),
+)
 #: it understands no session of ours: it panics while it boots (kernel.md)
 OTHER_ABI = Recipe(
     fragment=SMALL,

@@ -88,6 +88,8 @@ class Machine:
     #: folders laid over the root; and the init in there, which starts the daemon, and guest.py as a service
     layers: Sequence[Path] = ()
     init: Sequence[str] = ()
+    #: of `fdbox update`
+    options: Sequence[str] = ()
     #: a script that jumps; by default `fdbox update` does
     jump: Path | None = None
     #: bytes of the file system at /run/disk, in both kernels (9p has neither file handles nor birth times)
@@ -183,6 +185,7 @@ class Machine:
             "bin": str(Path(sys.executable).absolute().parent),
             "init": list(self.init),
             "jump": str(self.jump or ""),
+            "options": list(self.options),
         }
 
     def _folders(self, share: Path) -> list[qemu.Folder]:

@@ -8,7 +8,6 @@ import pytest
 from tests.vm.kernel import (
     CANDIDATE,
     DEFAULT,
-    OLDER,
     RECIPES,
     Kernel,
     Recipe,
@@ -31,29 +30,17 @@ def updating(first: Recipe, second: Recipe, **more: object) -> Machine:
     return Machine(deadline=1200, kernel=built(first), next_kernel=built(second), **more)  # type: ignore[arg-type]
 
 
-#: an update, and back to a series before it: both understand the other's sessions
-PAIRS = pytest.mark.parametrize(
-    ("first", "second", "versions"),
-    [
-        pytest.param(CANDIDATE, DEFAULT, ("7.3.0-rc", "7.3."), id="update"),
-        pytest.param(DEFAULT, OLDER, ("7.3.", "7.2."), id="downgrade"),
-    ],
-)
-
-
-@PAIRS
-def test_every_kind_arrives_under_another_kernel(
-    first: Recipe, second: Recipe, versions: tuple[str, str]
-) -> None:
-    machine = updating(first, second, append="hugepages=24")
+def test_every_kind_arrives_under_the_next_kernel() -> None:
+    machine = updating(CANDIDATE, DEFAULT, append="hugepages=24")
     outcome = machine.cross(SCRIPTS / "kinds_before.py", SCRIPTS / "kinds_after.py")
     print(outcome)
     assert outcome.good, str(outcome)
+    versions = ("7.3.0-rc", "7.3.")
     assert outcome.kernels[0] != outcome.kernels[1]
     assert all(map(str.startswith, outcome.kernels, versions)), outcome.kernels
 
 
-def test_real_input_arrives_under_another_kernel() -> None:
+def test_real_input_arrives_under_the_next_kernel() -> None:
     machine = updating(
         CANDIDATE, DEFAULT, environment={"FDBOX_LARGE_FILE": str(ensure_source_package())}
     )
