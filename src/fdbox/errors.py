@@ -296,6 +296,14 @@ class NextKernelUnfit(FdboxError):
     remedy = "`fdbox inspect IMAGE` says what is wrong with it, and what to do"
 
 
+class RehearsalFailed(FdboxError):
+    """Raised when the next kernel, tried in QEMU, did not come so far that a small box is there again."""
+
+    exit_status = 41
+    wire_name = f"{INTERFACE}.RehearsalFailed"
+    remedy = "see the console of the rehearsal; nothing of this machine was touched"
+
+
 def _subclasses(cls: type[FdboxError]) -> list[type[FdboxError]]:
     return [cls, *(found for child in cls.__subclasses__() for found in _subclasses(child))]
 

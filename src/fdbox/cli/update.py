@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fdbox.cli import images, lastupdate, layout, render
+from fdbox.cli import images, lastupdate, layout, rehearsal, render
 from fdbox.cli.command import command, connect, json_argument, socket_argument
 from fdbox.errors import ConnectionLost
 
@@ -49,6 +49,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="load the kernel and take it back, check that every entry can be carried, and touch nothing",
     )
     parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="try it in QEMU first: the next kernel, its initrd, and a small box that has to arrive",
+    )
+    parser.add_argument(
         "--carrier",
         choices=["image"],
         help="what takes boxes across: files, whatever the kernel could take (default: what is best for each entry)",
@@ -83,6 +88,8 @@ def update(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         if options.last:
             return lastupdate.tell(stack.enter_context(connect(options)), as_json=options.json)
+        if options.rehearse and not options.reboot:
+            rehearsal.rehearse(options)
         kernel, initrd = _images(options, stack)
         client = stack.enter_context(connect(options))
         steps = client.update(

@@ -127,7 +127,8 @@ def _peek(files: Sequence[OpenFile]) -> tuple[list[bytes], bool]:
     what it leaves of that is gone.
     """
     with _copy(files) as queue:
-        pieces = list(iter(lambda: os.read(queue.fileno(), pipe.MAX_CAPACITY), b""))
+        most = max(1, queued(queue.fileno()))  # the buffer is as large as what is asked for
+        pieces = list(iter(lambda: os.read(queue.fileno(), most), b""))
     if any(file.look.flags & os.O_DIRECT for file in files) or len(pieces) > 1:
         return pieces, True
     with _copy(files) as queue:

@@ -83,6 +83,13 @@ def running(root: Path = Path("/")) -> Running:
     return _with_formats(found, root)
 
 
+def running_image(root: Path = Path("/")) -> Path | None:
+    """Return the image that the running kernel was started from; None if it is not to be found, or not that any more."""
+    banner = _text(root / "proc/version")
+    paths = _images(root, _text(root / "proc/sys/kernel/osrelease"))
+    return next((path for path in paths if _of_image(path, banner, root) is not None), None)
+
+
 def _text(path: Path) -> str:
     """Return a file's text; empty if it is not there, or not for us."""
     try:

@@ -1,0 +1,152 @@
+"""The rehearsal as the command line sees it: what is booted, what is to be heard, and where the console is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fdbox.errors import RehearsalFailed, UsageError
+from fdbox.handover.carriers.image import ImageCarrier
+from fdbox.nextkernel.load import RunningKernel
+from fdbox.service.rehearsal import guest, pack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PROGRAM = "qemu-system-x86_64"
+_KVM_DEADLINE, _DEADLINE = 30.0, 300.0
+_MEMORY = "2G"
+_CONSOLE = "console=ttyS0"
+#: what has to be heard, in this order
+_NEXT = ("next kernel booted", "box arrived", "init started")
+_RUNNING = ("running kernel booted", "sealed", "next kernel loaded")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is rehearsed: the next kernel as it would be started, and, if it is known, the running one's image and command line."""
+
+    kernel: Path
+    initrd: Path | None
+    command_line: str
+    running: tuple[Path, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Boot:
+    """What QEMU starts, and the stages that have to be heard of."""
+
+    kernel: Path
+    initrd: bytes
+    line: str
+    stages: tuple[str, ...]
+
+
+def rehearse(plan: Plan, say: Callable[[str], None]) -> None:
+    """Boot the next kernel with its initrd and a small box in it; from the running kernel, where that hands over.
+
+    Raises:
+        UsageError: there is no QEMU.
+        RehearsalFailed: naming the stage that was not reached, and where the console is.
+    """
+    if shutil.which(PROGRAM) is None:
+        raise UsageError(
+            f"there is no {PROGRAM}", remedy="install qemu-system-x86, or leave --rehearse out"
+        )
+    with tempfile.TemporaryDirectory(prefix="fdbox-rehearsal-") as made:
+        folder = Path(made)
+        line = f"{plan.command_line} {_CONSOLE} rdinit=/{pack.INIT} panic=-1"
+        real = b"" if plan.initrd is None else plan.initrd.read_bytes()
+        real += bytes(-len(real) % 4)
+        if plan.running is None:
+            initrd = real + pack.archive(_small_box(folder / "box"))
+            _boot(folder, _Boot(plan.kernel, initrd, line, _NEXT), say)
+            return
+        image, running_line = plan.running
+        jump = {
+            "jump.json": json.dumps(line).encode(),
+            "kernel": plan.kernel.read_bytes(),
+            "initrd": real + pack.archive({}),
+        }
+        place = str(guest.FOLDER).lstrip("/")
+        first = pack.archive({f"{place}/{name}": content for name, content in jump.items()})
+        first_line = f"{running_line} {_CONSOLE} rdinit=/{pack.INIT} panic=-1"
+        _boot(folder, _Boot(image, first, first_line, _RUNNING + _NEXT), say)
+
+
+def _small_box(folder: Path) -> dict[str, bytes]:
+    """Return the files of a small box, as images have it: the next kernel is another incarnation, and loads it."""
+    kernel = RunningKernel()
+    carrier = ImageCarrier(folder, kernel)
+    sealed = guest.seal_sample(carrier, kernel)
+    try:
+        place = str(guest.IMAGES).lstrip("/")
+        return {
+            f"{place}/{path.relative_to(folder)}": path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+    finally:
+        sealed.end()
+        carrier.close()
+
+
+def _boot(folder: Path, boot: _Boot, say: Callable[[str], None]) -> None:
+    """Boot, by KVM if a guest comes up in it; /dev/kvm alone does not say so."""
+    (folder / "initrd").write_bytes(boot.initrd)
+    if os.access("/dev/kvm", os.R_OK | os.W_OK):
+        say(f"rehearsing in {PROGRAM}, with KVM")
+        ended = _run(folder, boot, "kvm", _KVM_DEADLINE)
+        if boot.stages[0] in _heard(folder):
+            _judge(folder, boot.stages, ended, say)
+            return
+    say(f"rehearsing in {PROGRAM}, which may take some minutes")
+    ended = _run(folder, boot, "tcg,thread=multi", _DEADLINE)
+    _judge(folder, boot.stages, ended, say)
+
+
+def _run(folder: Path, boot: _Boot, accelerator: str, deadline: float) -> str:
+    """Return what QEMU said at its end."""
+    for name in ("console", "report"):
+        (folder / name).unlink(missing_ok=True)
+    command = [PROGRAM, "-accel", accelerator, "-cpu", "max", "-m", _MEMORY]
+    command += ["-no-reboot", "-nic", "none", "-display", "none", "-monitor", "none"]
+    command += ["-serial", f"file:{folder / 'console'}", "-serial", f"file:{folder / 'report'}"]
+    command += ["-kernel", str(boot.kernel), "-initrd", str(folder / "initrd")]
+    command += ["-append", boot.line]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=deadline, check=False)
+    except subprocess.TimeoutExpired:
+        return f"not done after {deadline:.0f} s"
+    return done.stderr.decode(errors="replace").strip()
+
+
+def _heard(folder: Path) -> dict[str, str]:
+    """Return the stages that were reached, and what was said of each."""
+    path = folder / "report"
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    said = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+    return {one["stage"]: one["detail"] for one in said}
+
+
+def _judge(folder: Path, stages: tuple[str, ...], ended: str, say: Callable[[str], None]) -> None:
+    heard = _heard(folder)
+    for stage, detail in heard.items():
+        say(f"rehearsal: {stage} {detail}".rstrip())
+    missing = next((stage for stage in stages if stage not in heard), None)
+    if missing is None:
+        return
+    console = folder / "console"
+    with tempfile.NamedTemporaryFile("wb", prefix="fdbox-console-", delete=False) as kept:
+        kept.write(console.read_bytes() if console.exists() else b"")
+    why = heard.get("failed") or ended or "the machine ended"
+    raise RehearsalFailed(
+        f"the rehearsal did not reach {missing!r}: {why}",
+        remedy=f"see its console in {kept.name}; nothing of this machine was touched",
+    )
