@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,8 @@ def initrd(tmp_path: Path) -> Iterator[Path]:
 def rehearse(plan: Plan) -> list[str]:
     said: list[str] = []
     try:
-        qemu.rehearse(plan, said.append)
+        # /dev/kvm may be there and no guest come up: that is found out by waiting.
+        qemu.rehearse(replace(plan, with_kvm=False), said.append)
     finally:
         print(*said, sep="\n")
     return [line.removeprefix("rehearsal: ") for line in said if line.startswith("rehearsal: ")]
@@ -73,7 +75,7 @@ def test_what_would_not_arrive_is_named(initrd: Path) -> None:
     kernel = ensure_kernel()
     plan = Plan(ensure_kernel(NO_LIVEUPDATE), initrd, COMMAND_LINE, (kernel, COMMAND_LINE))
     with pytest.raises(
-        RehearsalFailed, match="did not reach 'next kernel booted'|'box arrived'"
+        RehearsalFailed, match=r"did not reach '(next kernel booted|box arrived)'"
     ) as caught:
         rehearse(plan)
     console = caught.value.remedy.split()[4].rstrip(";")

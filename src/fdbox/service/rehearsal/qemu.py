@@ -36,6 +36,7 @@ class Plan:
     initrd: Path | None
     command_line: str
     running: tuple[Path, str] | None = None
+    with_kvm: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class _Boot:
     initrd: bytes
     line: str
     stages: tuple[str, ...]
+    with_kvm: bool
 
 
 def rehearse(plan: Plan, say: Callable[[str], None]) -> None:
@@ -66,7 +68,7 @@ def rehearse(plan: Plan, say: Callable[[str], None]) -> None:
         real += bytes(-len(real) % 4)
         if plan.running is None:
             initrd = real + pack.archive(_small_box(folder / "box"))
-            _boot(folder, _Boot(plan.kernel, initrd, line, _NEXT), say)
+            _boot(folder, _Boot(plan.kernel, initrd, line, _NEXT, plan.with_kvm), say)
             return
         image, running_line = plan.running
         jump = {
@@ -77,7 +79,7 @@ def rehearse(plan: Plan, say: Callable[[str], None]) -> None:
         place = str(guest.FOLDER).lstrip("/")
         first = pack.archive({f"{place}/{name}": content for name, content in jump.items()})
         first_line = f"{running_line} {_CONSOLE} rdinit=/{pack.INIT} panic=-1"
-        _boot(folder, _Boot(image, first, first_line, _RUNNING + _NEXT), say)
+        _boot(folder, _Boot(image, first, first_line, _RUNNING + _NEXT, plan.with_kvm), say)
 
 
 def _small_box(folder: Path) -> dict[str, bytes]:
@@ -100,7 +102,7 @@ def _small_box(folder: Path) -> dict[str, bytes]:
 def _boot(folder: Path, boot: _Boot, say: Callable[[str], None]) -> None:
     """Boot, by KVM if a guest comes up in it; /dev/kvm alone does not say so."""
     (folder / "initrd").write_bytes(boot.initrd)
-    if os.access("/dev/kvm", os.R_OK | os.W_OK):
+    if boot.with_kvm and os.access("/dev/kvm", os.R_OK | os.W_OK):
         say(f"rehearsing in {PROGRAM}, with KVM")
         ended = _run(folder, boot, "kvm", _KVM_DEADLINE)
         if boot.stages[0] in _heard(folder):
