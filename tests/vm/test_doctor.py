@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.kernel import Kernel, ensure_kernel
 from tests.vm.machine import Machine
 from tests.vm.stock import ensure_stock_kernel
 
@@ -18,6 +17,7 @@ SCRIPTS = Path(__file__).with_name("scripts")
 ALL, FILES = ["kernel", "image", "reboot"], ["image", "reboot"]
 OFF = {"ways": FILES, "handover": "obstacle", "live-update": "obstacle", "device": "ok"}
 ON = {"ways": ALL, "handover": "ok", "live-update": "ok", "device": "ok", "scratch": "ok"}
+NEXT = {"ways": FILES, "next-kernel": "obstacle", "live-update": "ok"}
 DISABLED = {"ways": ["reboot"], "kexec-load-disabled": "obstacle", "live-update": "ok"}
 #: lockdown demands signatures where CONFIG_KEXEC_SIG is built in, which it is not in ours
 LOCKED = {"ways": ALL, "signature": "ok", "live-update": "ok"}
@@ -38,7 +38,13 @@ def examine(machine: Machine, expected: Expected) -> None:
 
 
 def test_live_update_and_then_no_kexec() -> None:
-    examine(Machine(), {"VM with LUO": ON, "VM with kexec_load_disabled": DISABLED})
+    setups = {
+        "VM with LUO": ON,
+        "VM with LUO, Debian's kernel next": NEXT,
+        "VM with kexec_load_disabled": DISABLED,
+    }
+    machine = Machine(environment={"FDBOX_NEXT": str(ensure_stock_kernel().image)})
+    examine(machine, setups)
 
 
 def test_kho_off() -> None:
@@ -52,10 +58,3 @@ def test_lockdown() -> None:
 def test_debians_own_kernel() -> None:
     expected: Expected = {"Debian's own kernel": {**OFF, "kexec-file": "ok"}}
     examine(Machine(kernel=ensure_stock_kernel()), expected)
-
-
-def test_a_next_kernel_without_live_update() -> None:
-    stock = ensure_stock_kernel()
-    environment = {"FDBOX_DOCTOR": f"--kernel {stock.image} --append kho=on"}
-    expected: Expected = {"VM, Debian's as the next": {"ways": FILES, "next-kernel": "obstacle"}}
-    examine(Machine(kernel=Kernel(ensure_kernel()), environment=environment), expected)

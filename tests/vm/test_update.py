@@ -12,7 +12,6 @@ from tests.vm.kernel import (
     Kernel,
     Recipe,
     ensure_kernel,
-    ensure_source_package,
 )
 from tests.vm.machine import Machine
 from tests.vm.stock import ensure_stock_kernel
@@ -38,16 +37,6 @@ def test_every_kind_arrives_under_the_next_kernel() -> None:
     versions = ("7.3.0-rc", "7.3.")
     assert outcome.kernels[0] != outcome.kernels[1]
     assert all(map(str.startswith, outcome.kernels, versions)), outcome.kernels
-
-
-def test_real_input_arrives_under_the_next_kernel() -> None:
-    machine = updating(
-        CANDIDATE, DEFAULT, environment={"FDBOX_LARGE_FILE": str(ensure_source_package())}
-    )
-    outcome = machine.cross(SCRIPTS / "real_before.py", SCRIPTS / "real_after.py")
-    print(outcome)
-    assert outcome.good, str(outcome)
-    assert outcome.kernels[0] != outcome.kernels[1]
 
 
 def test_what_would_lose_boxes_is_refused_before_anything_is_sealed() -> None:

@@ -13,8 +13,10 @@ EXPECTED = json.loads(os.environ["FDBOX_EXPECTED"])
 CHANGES = {"kexec_load_disabled": "/proc/sys/kernel/kexec_load_disabled"}
 
 
-def doctor(*wrapper: str) -> dict[str, object]:
-    command = [*wrapper, "fdbox", "doctor", "--json", *os.environ.get("FDBOX_DOCTOR", "").split()]
+def doctor(setup: str) -> dict[str, object]:
+    command = ["fdbox", "doctor", "--json"]
+    if "next" in setup:
+        command += ["--kernel", os.environ["FDBOX_NEXT"], "--append", "kho=on liveupdate=on"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), (done.returncode, done.stderr)
     said = json.loads(done.stdout)
@@ -27,7 +29,7 @@ for setup, expected in EXPECTED.items():
     for name, path in CHANGES.items():
         if name in setup:
             Path(path).write_text("1")
-    said = doctor()
+    said = doctor(setup)
     for what, wanted in expected.items():
         good = said[what] == wanted
         bad += not good
