@@ -59,6 +59,7 @@ figures = {
     "pages": lies.pages,
     "huge": lies.huge,
     "runs": lies.runs,
+    "movable": lies.movable,
     "turn": turn,
     "preserve": time.monotonic() - begun,
     **{f"predicted {what}": seconds for what, seconds in predicted._asdict().items()},

@@ -24,7 +24,11 @@ def test_boot_costs_by_the_square_of_the_runs_of_all_together() -> None:
 def test_a_huge_page_is_retrieved_like_a_small_one() -> None:
     small, huge = Layout(512, 0, 1), Layout(512, 1, 1)
     assert predict(small, TURN).retrieve == pytest.approx(512 * predict(huge, TURN).retrieve)
-    assert predict(small, TURN).preserve == predict(huge, TURN).preserve
+
+
+def test_what_has_to_be_moved_away_costs_by_the_page() -> None:
+    here, away = Layout(512, 1, 1), Layout(512, 1, 1, movable=512)
+    assert predict(away, TURN).preserve > 100 * predict(here, TURN).preserve
 
 
 def test_where_runs_are_hidden_the_worst_is_taken() -> None:

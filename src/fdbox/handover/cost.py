@@ -2,7 +2,7 @@
 
 Three things take time, each by its own measure (kernel.md, mm/memblock.c, kernel/liveupdate/):
 
-    preserve   by the page, the first time: pages may have to be moved out of the areas that the next kernel starts in
+    preserve   by the folio, and by the page that has to be moved away first: from where the next kernel starts
     boot       by the square of the physical runs: each becomes an early reservation, in an array that is searched and
                kept sorted
     retrieve   by the folio: a huge page costs little more than a small one
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from fdbox.ports import Clock
 
 #: turns of a loop; see benchmarks/blackout.py
-PRESERVE_PAGE = 20.0
-RETRIEVE_FOLIO = 10.0
-BOOT_RUN_SQUARED = 0.08
+PRESERVE_FOLIO, MOVE_PAGE = 8.0, 18.0
+RETRIEVE_FOLIO = 7.5
+BOOT_RUN_SQUARED = 0.065
 _TURNS = 200_000
 _TRIES = 5
 
@@ -51,7 +51,7 @@ def predict(layout: Layout, turn: float) -> Cost:
     """
     runs = layout.folios if layout.runs is None else layout.runs
     return Cost(
-        preserve=PRESERVE_PAGE * layout.pages * turn,
+        preserve=(PRESERVE_FOLIO * layout.folios + MOVE_PAGE * layout.movable) * turn,
         boot=BOOT_RUN_SQUARED * runs * runs * turn,
         retrieve=RETRIEVE_FOLIO * layout.folios * turn,
     )

@@ -6,6 +6,7 @@ Sources: Documentation/admin-guide/mm/pagemap.rst. Holes stay holes: only data i
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fdbox.errors import KernelError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 PAGE = 4096
+_KHO = Path("/sys/kernel/debug/kho/out")
 _PER_HUGE = HUGE // PAGE
 #: mapped at once
 _WINDOW = 64 << 20
@@ -25,17 +27,26 @@ _FLAGS_SIZE = 8
 
 
 class Layout(NamedTuple):
-    """What one or more memories are made of; `runs` None: this process may not see where pages are."""
+    """What one or more memories are made of; `runs` None: this process may not see where pages are.
+
+    `movable` pages lie where the next kernel starts (KHO scratch), and are moved away when they are preserved.
+    """
 
     pages: int = 0
     huge: int = 0
     runs: int | None = 0
+    movable: int = 0
 
     def plus(self, other: Layout) -> Layout:
         """Return both together. Where one's last page lies right before the other's first is not looked at."""
         hidden = self.runs is None or other.runs is None
         runs = None if hidden else (self.runs or 0) + (other.runs or 0)
-        return Layout(self.pages + other.pages, self.huge + other.huge, runs)
+        return Layout(
+            self.pages + other.pages,
+            self.huge + other.huge,
+            runs,
+            self.movable + other.movable,
+        )
 
     @property
     def folios(self) -> int:
@@ -43,9 +54,23 @@ class Layout(NamedTuple):
         return self.pages - self.huge * (_PER_HUGE - 1)
 
 
+def scratch() -> list[range] | None:
+    """Return the frames that Kexec HandOver keeps for the next kernel, area by area; None if they are not to be seen."""
+    try:
+        starts, lengths = (_numbers(_KHO / name) for name in ("scratch_phys", "scratch_len"))
+    except OSError:
+        return None
+    pairs = zip(starts, lengths, strict=False)
+    return [range(start // PAGE, (start + length) // PAGE) for start, length in pairs]
+
+
+def _numbers(path: Path) -> list[int]:
+    return [int(word, 0) for word in path.read_text(encoding="ascii").split()]
+
+
 def survey(fd: int) -> Layout:
     """Return how a memory lies that this process may read (a memfd, a file of tmpfs); KernelError if it cannot be read."""
-    found = Layout()
+    found, areas = Layout(), scratch()
     with memfd.reopen(fd, os.O_RDONLY) as own, _Flags() as flags:
         for start, length in _windows(own.fileno()):
             pieces = _frames(own.fileno(), start, length)
@@ -54,7 +79,8 @@ def survey(fd: int) -> Layout:
                 return Layout(pages, 0, None)
             frames = [frame for piece in pieces for frame in piece]
             huge = sum(_is_huge(piece, flags) for piece in pieces)
-            found = found.plus(Layout(len(frames), huge, pagemap.runs(frames)))
+            movable = sum(frame in area for area in areas or () for frame in frames)
+            found = found.plus(Layout(len(frames), huge, pagemap.runs(frames), movable))
     return found
 
 

@@ -32,6 +32,7 @@ log: logging.Logger = logging.getLogger(__name__)
 
 Discard = Callable[[Sequence[OwnedFd | None]], None]
 
+_CHECKED = "what was loaded is taken back; nobody was told, nothing was sealed"
 #: From here on every change would be lost, or would spoil what is saved.
 _NO_CHANGES = (Phase.SEALING, Phase.COMMITTING)
 
@@ -218,9 +219,7 @@ class LiveUpdate:
         if self.machine.dry_run:
             expected = self._vault.expected(images_only=self._plan.images_only)
             self._loads = [load for key, loads in expected for load in sums(key, loads)]
-            self._detail = (
-                "the kernel was loaded and taken back; nobody was told, nothing was sealed"
-            )
+            self._detail = _CHECKED
         if self.machine.phase is Phase.LOADING:
             self._perform(self.machine.loaded())
 

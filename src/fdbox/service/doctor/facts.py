@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fdbox.handover.carriers.image import ImageCarrier
 from fdbox.handover.carriers.kernel import KernelCarrier
-from fdbox.linux import files, kexec, liveupdate, privilege
+from fdbox.linux import files, kexec, layout, liveupdate, privilege
 from fdbox.model import Carriage
 from fdbox.nextkernel.load import RunningKernel, systemd_runs
 from fdbox.nextkernel.running import Running, running
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from fdbox.varlink.interface import Prediction, StatusReply
 
 _SHMEM = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
-_SCRATCH = Path("/sys/kernel/debug/kho/out/scratch_len")
 _UNIT = "fdbox.service"
 _PROPERTIES = ("LoadState", "FileDescriptorStoreMax", "FileDescriptorStorePreserve")
 
@@ -148,11 +147,8 @@ def _free(directory: Path) -> int | None:
 
 
 def _scratch() -> tuple[int, ...] | None:
-    try:
-        text = _SCRATCH.read_text(encoding="ascii")
-    except OSError:
-        return None
-    return tuple(int(word, 0) for word in re.findall(r"0x[0-9a-fA-F]+|\d+", text))
+    areas = layout.scratch()
+    return None if areas is None else tuple(len(area) * layout.PAGE for area in areas)
 
 
 def _systemd_version() -> int | None:
