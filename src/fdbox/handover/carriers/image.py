@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
     from fdbox.handover.carriers.imagefile import Stored
     from fdbox.ports import Kernel, Parcel, Shipment, Sink, Stream
+
+log: logging.Logger = logging.getLogger(__name__)
 
 #: left free on the file system, whatever is written
 RESERVE = 16 << 20
@@ -74,22 +77,12 @@ class ImageCarrier:
         return self
 
     def carriage(self) -> Carriage:
-        """Return whether the folder is there, or can be made, and outlives the kernel."""
+        """Return whether the folder is there, or can be made, outlives the kernel, and is this process's."""
         if self._lock is not None:
             return Carriage(self.name)
-        there = next(path for path in (self.directory, *self.directory.parents) if path.exists())
-        try:
-            if not os.access(there, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            with open_path(there, os.O_RDONLY | os.O_DIRECTORY) as folder:
-                in_memory = paths.filesystem(folder.fileno()) in (paths.TMPFS, paths.RAMFS)
-        except OSError as error:
-            why = f"no image can be written to {self.directory}: {error.strerror}"
-            return Carriage(None, why, _ANYWHERE_ELSE)
-        if in_memory:
-            why = f"{self.directory} is in memory, and ends with the kernel"
-            return Carriage(None, why, _ANYWHERE_ELSE)
-        if there == self.directory and not self._has_lock():
+        if (why := obstacle(self.directory)) is not None:
+            return why
+        if self.directory.exists() and not self._has_lock():
             return _used_by_another(self.directory)
         return Carriage(self.name)
 
@@ -134,9 +127,11 @@ class ImageCarrier:
 
     def indexes(self) -> list[str]:
         """Return what other incarnations have left, the oldest first."""
-        if not self._has_lock():
-            return []
         found = [folder / _INDEX for folder in self._foreign() if (folder / _INDEX).exists()]
+        if not self._has_lock():
+            if found:
+                log.error("another fdbox uses %s: what is there does not arrive", self.directory)
+            return []
         found.sort(key=lambda path: path.stat().st_mtime_ns)
         return [f"{INDEX_SESSION}@{path.parent.name}" for path in found]
 
@@ -210,6 +205,23 @@ class ImageCarrier:
             self.published()
         elif name not in self._published:
             self.path_of(name).unlink(missing_ok=True)
+
+
+def obstacle(directory: Path) -> Carriage | None:
+    """Return why no image can be in a folder, which need not be there yet; None if it can."""
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    try:
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with open_path(there, os.O_RDONLY | os.O_DIRECTORY) as folder:
+            in_memory = paths.filesystem(folder.fileno()) in (paths.TMPFS, paths.RAMFS)
+    except OSError as error:
+        why = f"no image can be written to {directory}: {error.strerror}"
+        return Carriage(None, why, _ANYWHERE_ELSE)
+    if in_memory:
+        why = f"{directory} is in memory, and ends with the kernel"
+        return Carriage(None, why, _ANYWHERE_ELSE)
+    return None
 
 
 def _used_by_another(directory: Path) -> Carriage:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fdbox.handover.carriers import image
 from fdbox.handover.carriers.image import ImageCarrier
 from fdbox.handover.carriers.kernel import KernelCarrier
 from fdbox.linux import files, kexec, layout, liveupdate, privilege
@@ -82,15 +83,15 @@ class Facts:
 
 
 def gather(
-    image_directory: Path, daemon: Daemon | None, image: tuple[KernelImage, int, str] | None
+    image_directory: Path, daemon: Daemon | None, chosen: tuple[KernelImage, int, str] | None
 ) -> Facts:
-    """Return the facts of this machine; takes a second or two. `image` is a next kernel, its initrd's bytes, its command line."""
+    """Return the facts of this machine; takes a second or two. `chosen` is a next kernel, its initrd's bytes, its command line."""
     now = running()
     limit = privilege.number(Path("/proc/sys/kernel/kexec_load_limit_reboot"))
     systemd = _systemd_version() if systemd_runs() else None
     return Facts(
         running=now,
-        next=None if image is None else _next(*image, now),
+        next=None if chosen is None else _next(*chosen, now),
         kernel=_try_kernel(now),
         holders=tuple(liveupdate.holders()) if os.geteuid() == 0 else (),
         kexec_file=kexec.has_kexec_file() if limit in (None, -1) else None,
@@ -108,14 +109,14 @@ def gather(
         unit={} if systemd is None else _unit(),
         daemon=daemon,
         image_directory=image_directory,
-        images=_images(image_directory, daemon),
+        images=image.obstacle(image_directory) or Carriage(ImageCarrier.name),
         images_free=_free(image_directory),
         memory_free=RunningKernel().free_memory(),
     )
 
 
-def _next(image: KernelImage, initrd: int, line: str, now: Running) -> Next:
-    return Next(image=image, initrd=initrd, problems=judge(image, now, line).problems)
+def _next(kernel: KernelImage, initrd: int, line: str, now: Running) -> Next:
+    return Next(image=kernel, initrd=initrd, problems=judge(kernel, now, line).problems)
 
 
 def _try_kernel(now: Running) -> Carriage | None:
@@ -123,19 +124,6 @@ def _try_kernel(now: Running) -> Carriage | None:
     if not now.liveupdate or os.geteuid() != 0:
         return None
     return KernelCarrier().carriage()
-
-
-def _images(directory: Path, daemon: Daemon | None) -> Carriage:
-    """Return what the daemon says, whose folder it is while it runs; else what would be so."""
-    if daemon is not None and daemon.status.carrier == ImageCarrier.name:
-        return Carriage(ImageCarrier.name)
-    carrier = ImageCarrier(directory, RunningKernel())
-    try:
-        found = carrier.carriage()
-    finally:
-        carrier.close()
-    in_use = found.carrier is None and daemon is not None and "another fdbox" in found.obstacle
-    return Carriage(ImageCarrier.name) if in_use else found
 
 
 def _free(directory: Path) -> int | None:
