@@ -83,6 +83,7 @@ class Home:
             close_all([delivery._fd, *delivery._taken.values()])
         self.deliveries = []
         self.sealed, self.held, self.index = [], [], None
+        self.carrier.close()
 
     def boot(self, incarnation: str = SECOND) -> None:
         """Let the process end, and start another kernel."""
@@ -423,6 +424,7 @@ def test_what_does_not_fit_is_refused_before_it_is_written(home: Home) -> None:
                 home.carrier.ship("fdbox-x").add([Parcel(fd.fileno(), 1)])
             assert home.files() == []
     finally:
+        home.carrier.close()
         subprocess.run(["umount", home.directory], check=True)
 
 
