@@ -3,8 +3,8 @@
     python benchmarks/blackout.py [PLOT.svg]
 
 Each case is a crossing of its own: a memfd of some MiB, of 4 KiB or huge pages, contiguous, or scattered in pieces, or
-scattered and then compacted. Of the boot is shown what is on top of one to which
-memory adds nothing.
+scattered and then compacted. Of the boot is shown what is on top of one to which memory adds nothing. The prediction
+is made of how the memory lay in the first kernel, and of the speed of its interpreter.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import matplotlib as mpl
 from tests.vm.machine import PROJECT, Machine
 
+from fdbox.handover import cost
+from fdbox.linux.layout import Layout
+
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
 PLOT = PROJECT / "docs/blackout.svg"
 MARK = "FIGURES "
+COSTS = ("preserve", "boot", "retrieve")
 _HARDLY = 1000
 
 
@@ -82,14 +86,19 @@ def report(figures: dict[Case, dict[str, float]]) -> None:
     print(f"{'(predicted / measured, s)':>116}")
     for case, one in figures.items():
         cells = [
-            f"{one['predicted ' + what]:7.2f} / {measured(one, what, floor):6.2f}"
-            for what in ("preserve", "boot", "retrieve")
+            f"{predicted(one)[what]:7.2f} / {measured(one, what, floor):6.2f}" for what in COSTS
         ]
         counts = [f"{int(one[what]):9}" for what in ("pages", "huge", "runs", "movable")]
         print(f"{case.name:26}{''.join(counts)}" + "".join(f"{cell:>18}" for cell in cells))
     print(
         f"floor: {floor:.2f} s of boot; a turn: {statistics.median(one['turn'] for one in figures.values()) * 1e9:.0f} ns"
     )
+
+
+def predicted(one: dict[str, float]) -> dict[str, float]:
+    """Return what is predicted of memory that lies so, on a machine of that speed."""
+    lies = Layout(*(int(one[what]) for what in ("pages", "huge", "runs", "movable")))
+    return cost.predict(lies, one["turn"])._asdict()
 
 
 def measured(one: dict[str, float], what: str, floor: float) -> float:
@@ -100,8 +109,8 @@ def plot(figures: dict[Case, dict[str, float]], path: Path) -> None:
     floor = floor_of(figures)
     whole = {
         case: (
-            sum(one[f"predicted {what}"] for what in ("preserve", "boot", "retrieve")),
-            sum(measured(one, what, floor) for what in ("preserve", "boot", "retrieve")),
+            sum(predicted(one).values()),
+            sum(measured(one, what, floor) for what in COSTS),
         )
         for case, one in figures.items()
         if case.size
@@ -128,4 +137,5 @@ def main() -> None:
     plot(figures, Path(sys.argv[1]) if len(sys.argv) > 1 else PLOT)
 
 
-main()
+if __name__ == "__main__":
+    main()

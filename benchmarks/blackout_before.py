@@ -51,7 +51,6 @@ def made(size: int, how: str, piece: int) -> OwnedFd:
 fd = made(*json.loads(os.environ["FDBOX_CASE"]))
 lies = layout.survey(fd.fileno())
 turn = cost.turn_seconds()
-predicted = cost.predict(lies, turn)
 shipment = KernelCarrier().ship("blackout")
 begun = time.monotonic()
 shipment.add([Parcel(fd.fileno(), 1)])
@@ -62,7 +61,6 @@ figures = {
     "movable": lies.movable,
     "turn": turn,
     "preserve": time.monotonic() - begun,
-    **{f"predicted {what}": seconds for what, seconds in predicted._asdict().items()},
 }
 print(f"FIGURES {json.dumps(figures)}", flush=True)
 if os.fork() == 0:

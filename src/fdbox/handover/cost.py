@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fdbox.ports import Clock
 
 #: turns of a loop; see benchmarks/blackout.py
-PRESERVE_FOLIO, MOVE_PAGE = 8.0, 18.0
+PRESERVE_FOLIO, MOVE_PAGE = 4.5, 46.0
 RETRIEVE_FOLIO = 7.5
 BOOT_RUN_SQUARED = 0.065
 _TURNS = 200_000
