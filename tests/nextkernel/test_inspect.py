@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KERNEL = images.kernel()
-PACKED = gzip.compress(KERNEL)
+PACKED = gzip.compress(KERNEL, mtime=0)
 BZIMAGE = images.bzimage(PACKED, size=len(KERNEL))
 ARM64 = images.arm64(images.kernel(head=b""))
 IMAGES = {
     "bzImage": BZIMAGE,
     "Image": ARM64,
-    "Image.gz": gzip.compress(ARM64),
-    "EFI zboot": images.zboot(gzip.compress(ARM64)),
+    "Image.gz": gzip.compress(ARM64, mtime=0),
+    "EFI zboot": images.zboot(gzip.compress(ARM64, mtime=0)),
     "UKI": images.uki(BZIMAGE),
 }
 OURS = Abi(("kho-v4",), ("luo-v5",), ("memfd-v2",))
@@ -136,7 +136,7 @@ def test_the_place_of_the_payload_is_checked() -> None:
         b"\x7fELF" + bytes(1000),
         b"#!/bin/sh\n" * 100,
         BZIMAGE[:0x220],
-        gzip.compress(b"text"),
+        gzip.compress(b"text", mtime=0),
         images.uki(images.uki(BZIMAGE)),
         images.bzimage(gzip.compress(b"\x7fELF" + bytes(10000))),
         images.bzimage(gzip.compress(images.kernel(banner="Linux version a/b (x) #1"))),
@@ -266,8 +266,8 @@ def test_a_configuration_that_is_none(bare: Path, tmp_path: Path) -> None:
 
 def test_what_begins_like_a_configuration_inside() -> None:
     inner = images.kernel(config="")
-    assert look(images.bzimage(gzip.compress(b"IKCFG_ST\0" + inner))).configuration is None
+    assert look(images.bzimage(gzip.compress(b"IKCFG_ST\0" + inner, mtime=0))).configuration is None
     mark = b"IKCFG_ST\0IKCFG_ST" + gzip.compress(images.CONFIG.encode())
-    found = look(images.bzimage(gzip.compress(mark + inner))).configuration
+    found = look(images.bzimage(gzip.compress(mark + inner, mtime=0))).configuration
     assert found is not None
     assert found.has("LIVEUPDATE")

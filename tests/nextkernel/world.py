@@ -51,7 +51,7 @@ class World:
 
     def image(self, kernel: bytes, path: str = f"boot/vmlinuz-{images.RELEASE}") -> Path:
         """Install an image of this kernel."""
-        return self.write(path, images.bzimage(gzip.compress(kernel)))
+        return self.write(path, images.bzimage(gzip.compress(kernel, mtime=0)))
 
 
 def core(
