@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import functools
 import gzip
 import lzma
 import struct
@@ -45,7 +46,7 @@ def kernel(
     code = b"".join(zlib.crc32(n.to_bytes(4, "big")).to_bytes(4, "big") for n in range(9000))
     parts = [head, code, b"\0Linux version 7.3.4 (root@vm) (gcc) # SMP\n\0"]
     if config:
-        parts.append(b"IKCFG_ST" + gzip.compress(config.encode()) + b"IKCFG_ED")
+        parts.append(b"IKCFG_ST" + gzip.compress(config.encode(), mtime=0) + b"IKCFG_ED")
     parts += [
         b"\0",
         banner.encode(),
@@ -112,7 +113,7 @@ def _zstd(data: bytes) -> bytes:
 
 
 METHODS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": gzip.compress,
+    "gzip": functools.partial(gzip.compress, mtime=0),
     "xz": _xz,
     "zstd": _zstd,
     "lz4": _lz4,
