@@ -119,8 +119,8 @@ def plot(figures: dict[Case, dict[str, float]], path: Path) -> None:
     for how, marker in (("4k", "o"), ("huge", "s"), ("scattered", "^"), ("compacted", "v")):
         points = [(max(m, 0.01), max(p, 0.01)) for case, (p, m) in whole.items() if case.how == how]
         axes.scatter(*zip(*points, strict=True), marker=marker, label=how, s=60)
-    for case, (predicted, seconds) in whole.items():
-        axes.annotate(f" {case.size}", (max(seconds, 0.01), max(predicted, 0.01)), fontsize=8)
+    for case, (expected, seconds) in whole.items():
+        axes.annotate(f" {case.size}", (max(seconds, 0.01), max(expected, 0.01)), fontsize=8)
     axes.plot([0.01, 300], [0.01, 300], color="grey", linewidth=0.8)
     axes.set(xscale="log", yscale="log", xlabel="measured, s", ylabel="predicted, s")
     axes.set_title("What memory adds to a live update (QEMU without KVM; MiB at the points)")

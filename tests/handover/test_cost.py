@@ -13,7 +13,7 @@ def test_nothing_costs_nothing() -> None:
     assert predict(Layout(), TURN) == (0, 0, 0)
 
 
-def test_boot_costs_by_the_square_of_the_runs_of_all_together() -> None:
+def test_boot_costs_by_the_product_of_all_together() -> None:
     one, two = Layout(1000, 0, 1000), Layout(3000, 0, 3000)
     apart = predict(one, TURN).boot + predict(two, TURN).boot
     together = predict(one.plus(two), TURN).boot
