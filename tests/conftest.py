@@ -43,12 +43,12 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"FDBOX_REQUIRE takes root and vm, not {', '.join(unknown)}")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.get_closest_marker("vm") is not None:
-            item.add_marker(pytest.mark.xdist_group("vm"))  # they share the built kernel
-            if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(VM_TIMEOUT))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    # Not when all are collected: xdist looks at the groups then, and before us.
+    if item.get_closest_marker("vm") is not None:
+        item.add_marker(pytest.mark.xdist_group("vm"))  # there is one machine at a time
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(VM_TIMEOUT))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
