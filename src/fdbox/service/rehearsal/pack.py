@@ -60,7 +60,9 @@ def _markers(modules: Iterable[Path]) -> Iterator[Path]:
 
 def _init(modules: Iterable[Path]) -> bytes:
     """Return the script that the kernel starts; a script's first line takes one program, and no variables."""
-    folders = sorted({_root_of(path) for path in modules})
+    folders = sorted(
+        {_root_of(path).resolve() for path in modules}
+    )  # where they are in the archive
     python = Path(sys.executable).resolve()
     code = f"""#!{python}
 import sys
