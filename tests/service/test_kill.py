@@ -123,7 +123,7 @@ class KilledMachine(RuleBasedStateMachine):
 def test_clients_boxes_and_kill() -> None:
     KilledMachine.operations = 0
     test = KilledMachine.TestCase
-    test.settings = settings(max_examples=6, stateful_step_count=120, deadline=None)
+    test.settings = settings(max_examples=25, stateful_step_count=120, deadline=None)
     while KilledMachine.operations < 2000:  # how long an example is, Hypothesis decides
         test().runTest()
     print(f"{KilledMachine.operations} operations")
