@@ -76,6 +76,7 @@ def check_in_place() -> None:
 def check_abort_of_update() -> None:
     """Call an update off while it waits for a subscriber, and once more by its deadline."""
     images = ["--kernel", "/run/vm/next-kernel", "--initrd", "/run/vm/next-initrd"]
+    images += ["--append", "kho=on liveupdate=on"]  # without it, the next kernel would be refused
     with fdbox.connect() as client, client.subscribe("slow program") as subscription:
         pinned = pins()
         update = subprocess.Popen(["fdbox", "update", *images], stderr=subprocess.PIPE, text=True)
