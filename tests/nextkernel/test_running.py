@@ -175,6 +175,44 @@ def test_the_signature_policy(
     assert running(world.root).demands_signature == expected
 
 
+SIG, LSM = "CONFIG_KEXEC_SIG=y", "CONFIG_SECURITY_LOCKDOWN_LSM=y"
+EFI = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+
+
+@pytest.mark.parametrize(
+    ("config", "line", "expected"),
+    [
+        ((SIG, LSM), "lockdown=confidentiality", "lockdown=confidentiality"),
+        ((SIG, LSM), "lockdown=integrity lockdown=nonsense quiet", "lockdown=integrity"),
+        ((SIG, LSM), "quiet -- lockdown=integrity", ""),
+        ((SIG,), "lockdown=integrity", ""),
+        ((LSM,), "lockdown=integrity", ""),
+    ],
+)
+def test_lockdown_that_is_asked_for_where_none_is_shown(
+    world: World, config: tuple[str, ...], line: str, expected: str
+) -> None:
+    world.config(*config).write("proc/cmdline", f"{line}\n")
+    assert running(world.root).demands_signature == expected
+    world.write("sys/kernel/security/lockdown", "[none] integrity confidentiality\n")
+    assert not running(world.root).demands_signature, "what is shown is so"
+
+
+@pytest.mark.parametrize(
+    ("options", "value", "demanded"),
+    [
+        ((SIG, "CONFIG_IMA_ARCH_POLICY=y"), b"\6\0\0\0\1", True),
+        ((SIG, "CONFIG_IMA_ARCH_POLICY=y"), b"\6\0\0\0\0", False),
+        ((SIG,), b"\6\0\0\0\1", False),
+    ],
+)
+def test_secure_boot_demands_signatures_by_way_of_ima(
+    world: World, options: tuple[str, ...], value: bytes, demanded: bool
+) -> None:
+    world.config(*options).write(EFI, value)
+    assert bool(running(world.root).demands_signature) == demanded
+
+
 def test_a_machine_without_anything(tmp_path: Path) -> None:
     found = running(tmp_path)
     assert found == replace(found, release="", banner="", liveupdate=False, handover=None)

@@ -14,12 +14,12 @@ What none of them tells is unknown, and not taken for good.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fdbox.errors import FdboxError
+from fdbox.linux import privilege
 from fdbox.linux.fd import open_path
 from fdbox.nextkernel import command_line, configuration
 from fdbox.nextkernel.abi import Abi, scan
@@ -30,7 +30,7 @@ from fdbox.nextkernel.kcore import scan_kcore
 if TYPE_CHECKING:
     from fdbox.nextkernel.configuration import Configuration
 
-_LOCKED = re.compile(r"\[(\w+)\]")
+_LOCKDOWNS = ("integrity", "confidentiality")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +151,24 @@ def _signature_policy(root: Path, config: Configuration | None) -> str:
     """
     if config is not None and config.has("KEXEC_SIG_FORCE"):
         return "CONFIG_KEXEC_SIG_FORCE"
-    locked = _LOCKED.search(_text(root / "sys/kernel/security/lockdown"))
-    counts = config is None or config.has("KEXEC_SIG")
-    if counts and locked is not None and locked[1] != "none":
-        return f"lockdown={locked[1]}"
+    if config is not None and not config.has("KEXEC_SIG"):
+        return ""
+    locked = privilege.lockdown(root) or _asked_lockdown(root, config)
+    if locked not in (None, "none"):
+        return f"lockdown={locked}"
+    # arch_get_ima_policy(), security/integrity/ima/ima_efi.c: it then calls set_kexec_sig_enforced()
+    if config is not None and config.has("IMA_ARCH_POLICY") and privilege.secure_boot(root):
+        return "secure boot, with CONFIG_IMA_ARCH_POLICY"
     return ""
+
+
+def _asked_lockdown(root: Path, config: Configuration | None) -> str | None:
+    """Return the lockdown that the command line asks for: where securityfs is not mounted, nothing else shows it."""
+    if config is not None and not config.has("SECURITY_LOCKDOWN_LSM"):
+        return None
+    line = command_line.effective(_text(root / "proc/cmdline"), config)
+    asked = [value for name, value in command_line.parameters(line) if name == "lockdown"]
+    return next((value for value in reversed(asked) if value in _LOCKDOWNS), None)
 
 
 # --- the formats -----------------------------------------------------------------------------------------------------
