@@ -8,6 +8,7 @@ from pathlib import Path
 from fdbox.errors import UsageError
 
 SOCKET_NAME = "io.fdbox"
+SYSTEM_SOCKET = Path("/run/fdbox") / SOCKET_NAME
 
 
 def default_socket() -> Path:
@@ -19,7 +20,7 @@ def default_socket() -> Path:
     if named := os.environ.get("FDBOX_SOCKET"):
         return Path(named)
     if os.geteuid() == 0:
-        return Path("/run/fdbox") / SOCKET_NAME
+        return SYSTEM_SOCKET
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(runtime) / "fdbox" / SOCKET_NAME
     raise UsageError(

@@ -6,25 +6,34 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import fdbox
+from fdbox.address import SYSTEM_SOCKET, default_socket
 from fdbox.cli import images, render
-from fdbox.cli.command import command, connect, json_argument, socket_argument
-from fdbox.errors import ConnectionLost
+from fdbox.cli.command import command, json_argument, socket_argument
+from fdbox.errors import ConfigurationError, ConnectionLost, FdboxError, UsageError
+from fdbox.linux import peer
+from fdbox.nextkernel.find import installed
 from fdbox.nextkernel.inspect import inspect
 from fdbox.service import config as configuration
-from fdbox.service.doctor import checks, facts
-from fdbox.service.doctor.checks import Finding, Level
+from fdbox.service.doctor import checks, said
+from fdbox.service.doctor.facts import Asked, Daemon
+from fdbox.service.doctor.gather import gather
+from fdbox.service.doctor.said import Level
 
 if TYPE_CHECKING:
     import argparse
 
     from fdbox.nextkernel.inspect import KernelImage
+    from fdbox.service.doctor.checks import Finding
+
+    Chosen = tuple[KernelImage, int, str]
 
 #: what an exit status of 1 means here is documented: not ready
 _READY, _NOT_READY = 0, 1
 _SAID = {
-    checks.KERNEL: "by the kernel, over a kexec: memory stays where it is",
-    checks.IMAGE: "as files, over a kexec",
-    checks.REBOOT: "as files, over a reboot (fdbox update --reboot)",
+    said.KERNEL: "by the kernel, over a kexec: memory stays where it is",
+    said.IMAGE: "as files, over a kexec",
+    said.REBOOT: "as files, over a reboot (fdbox update --reboot)",
 }
 _ORDER = (Level.OBSTACLE, Level.UNKNOWN, Level.WARNING, Level.OK)
 
@@ -32,7 +41,11 @@ _ORDER = (Level.OBSTACLE, Level.UNKNOWN, Level.WARNING, Level.OK)
 def _arguments(parser: argparse.ArgumentParser) -> None:
     socket_argument(parser)
     json_argument(parser)
-    parser.add_argument("--kernel", metavar="IMAGE|VERSION", help="look at this next kernel, too")
+    parser.add_argument(
+        "--kernel",
+        metavar="IMAGE|VERSION",
+        help="the next kernel (default: the newest installed, with the running one's command line)",
+    )
     parser.add_argument("--initrd", type=Path, metavar="IMAGE", help="its initial file system")
     images.line_arguments(parser)
     parser.add_argument(
@@ -52,8 +65,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 )
 def doctor(options: argparse.Namespace) -> int:
     """Look and tell."""
-    directory = configuration.image_directory(configuration.load(options.config).image)
-    found = checks.judge(facts.gather(directory, _daemon(options), _next(options)))
+    found = checks.judge(gather(_asked(options)))
     ways = checks.ways(found)
     if options.json:
         print(render.as_json({"ways": ways, "findings": [_document(one) for one in found]}))
@@ -62,31 +74,100 @@ def doctor(options: argparse.Namespace) -> int:
     return _READY if ways else _NOT_READY
 
 
-def _daemon(options: argparse.Namespace) -> facts.Daemon | None:
+def _asked(options: argparse.Namespace) -> Asked:
+    daemon = _daemon(options.socket)
+    directory, misconfigured = _image_directory(options.config, daemon)
+    chosen, why = _next(options)
+    return Asked(
+        image_directory=directory,
+        daemon=daemon,
+        chosen=chosen,
+        not_chosen=why,
+        misconfigured=misconfigured,
+    )
+
+
+def _image_directory(
+    path: Path | None, daemon: Daemon | None
+) -> tuple[Path | None, ConfigurationError | None]:
+    """Return where the daemon's images are, and what is wrong with its configuration."""
+    of_the_machine = daemon is not None and daemon.uid == 0 and os.geteuid() != 0
+    if path is None and of_the_machine and configuration.SYSTEM_PATH.exists():
+        path = configuration.SYSTEM_PATH
     try:
-        with connect(options) as client:
-            sizes = [
-                entry.size or 0
-                for box in client.boxes()
-                for entry in client.existing_box(
-                    box.name, box.owner if os.geteuid() == 0 else None
-                ).list()
-            ]
-            prediction = client.predict().total if os.geteuid() == 0 else None
-            return facts.Daemon(status=client.status(), held=sum(sizes), prediction=prediction)
-    except ConnectionLost:
-        return None
+        settings = configuration.load(path).image
+        if of_the_machine and not settings.directory:
+            return configuration.SYSTEM_IMAGES, None
+        return configuration.image_directory(settings), None
+    except ConfigurationError as error:
+        return None, error
 
 
-def _next(options: argparse.Namespace) -> tuple[KernelImage, int, str] | None:
-    if options.kernel is None:
-        return None
-    chosen = images.choose(options.kernel)
+# --- the daemon ------------------------------------------------------------------------------------------------------
+
+
+def _daemon(named: Path | None) -> Daemon | None:
+    """Return the daemon that is named, or this user's, or the machine's."""
+    for path in [named] if named else _sockets():
+        try:
+            with fdbox.connect(path) as client:
+                return _look_at(client, path)
+        except ConnectionLost:
+            continue
+    return None
+
+
+def _sockets() -> list[Path]:
+    try:
+        own = default_socket()
+    except UsageError:  # this user has no place for one
+        return [SYSTEM_SOCKET]
+    return [own] if own == SYSTEM_SOCKET or "FDBOX_SOCKET" in os.environ else [own, SYSTEM_SOCKET]
+
+
+def _look_at(client: fdbox.Client, path: Path) -> Daemon:
+    is_root = os.geteuid() == 0
+    sizes = [
+        entry.size or 0
+        for box in client.boxes()
+        for entry in client.existing_box(box.name, box.owner if is_root else None).list()
+    ]
+    try:
+        prediction = client.predict().total if is_root else None
+    except FdboxError:  # an older one cannot
+        prediction = None
+    who = peer.listener(path)
+    return Daemon(
+        status=client.status(), uid=who.uid, pid=who.pid, held=sum(sizes), prediction=prediction
+    )
+
+
+# --- the next kernel -------------------------------------------------------------------------------------------------
+
+
+def _next(options: argparse.Namespace) -> tuple[Chosen | None, str]:
+    """Return the next kernel; or the newest one that is installed, and if that cannot be looked at, why."""
+    if options.kernel is not None:
+        return _chosen(images.choose(options.kernel), options), ""
+    newest = next(iter(installed()), None)
+    if newest is None:
+        return None, ""
+    options.reuse_cmdline = options.reuse_cmdline or not options.append
+    try:
+        return _chosen(images.Chosen(newest.image, newest), options), ""
+    except (FdboxError, OSError) as error:
+        return None, str(error)
+
+
+def _chosen(chosen: images.Chosen, options: argparse.Namespace) -> Chosen:
     initrd = options.initrd or chosen.initrd
     with images.open_image(chosen.path) as file:
         image = inspect(file.fileno())
     size = 0 if initrd is None else initrd.stat().st_size
     return image, size, images.command_line(options)
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
 
 
 def _document(one: Finding) -> dict[str, object]:

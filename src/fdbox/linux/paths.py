@@ -23,6 +23,7 @@ _HOW = struct.Struct("=QQQ")  # struct open_how { __u64 flags, mode, resolve; }
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS = 0x02, 0x04
 #: types of file systems (include/uapi/linux/magic.h)
 TMPFS, RAMFS, HUGETLBFS, FUSE = 0x01021994, 0x858458F6, 0x958458F6, 0x65735546
+OVERLAY = 0x794C7630
 _REMEDIES = {
     errno.ENOENT: "make it again, and put it into a box anew",
     errno.ELOOP: "a part of the path is a symbolic link now; it was none",

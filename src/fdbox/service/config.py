@@ -51,22 +51,35 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def default_path() -> Path:
-    """Return where the file is looked for: of the machine as root, else of the user."""
+    """Return where the file is looked for: of the machine as root, else of the user; ConfigurationError if that has no home."""
     if os.geteuid() == 0:
         return SYSTEM_PATH
-    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    home = os.environ.get("XDG_CONFIG_HOME") or _home() / ".config"
     return Path(home) / "fdbox" / "config.toml"
 
 
 def image_directory(settings: ImageSettings) -> Path:
-    """Return where images go: as configured, else where systemd says (StateDirectory=), else of the machine or the user."""
+    """Return where images go: as configured, else where systemd says (StateDirectory=), else of the machine or the user.
+
+    ConfigurationError if that has no home.
+    """
     if settings.directory:
         return Path(settings.directory)
     if given := os.environ.get("STATE_DIRECTORY"):
         return Path(given.partition(":")[0])
     if os.geteuid() == 0:
         return SYSTEM_IMAGES
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "fdbox"
+    return Path(os.environ.get("XDG_STATE_HOME") or _home() / ".local/state") / "fdbox"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:  # in a container a user often has a number and no more
+        raise ConfigurationError(
+            f"user {os.geteuid()} has no home",
+            remedy="set HOME, or XDG_CONFIG_HOME and XDG_STATE_HOME",
+        ) from error
 
 
 def load(path: Path | None) -> Config:
