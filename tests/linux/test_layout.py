@@ -116,3 +116,22 @@ def test_what_becomes_shorter_meanwhile_is_no_accident() -> None:
 
 def test_layouts_add_up() -> None:
     assert Layout(1, 0, 1).plus(Layout(512, 1, 2)) == Layout(513, 1, 3)
+
+
+def test_the_holes_of_a_memory_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def lseek(fd: int, offset: int, whence: int) -> int:
+        asked.append(offset)
+        return real(fd, offset, whence)
+
+    real = os.lseek
+    with memfd.create("whole", 32 * MIB) as fd:
+        for at in range(0, 32 * MIB, MIB):
+            os.pwrite(fd.fileno(), b"x" * MIB, at)
+        monkeypatch.setattr(os, "lseek", lseek)
+        layout.survey(fd.fileno())
+        assert len(asked) == 3, "where data begins, where it ends, and that there is no more"
+        asked.clear()
+        list(layout.may_collapse(fd.fileno()))
+        assert len(asked) == 3

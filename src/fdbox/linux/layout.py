@@ -5,6 +5,7 @@ Sources: Documentation/admin-guide/mm/pagemap.rst. Holes stay holes: only data i
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 PAGE = 4096
 _KHO = Path("/sys/kernel/debug/kho/out")
 _PER_HUGE = HUGE // PAGE
-#: mapped at once
+#: mapped at once, and a multiple of a huge page
 _WINDOW = 64 << 20
 _KPF_THP = 1 << 22  # include/uapi/linux/kernel-page-flags.h
 _FLAGS_SIZE = 8
@@ -72,11 +73,12 @@ def survey(fd: int) -> Layout:
     """Return how a memory lies that this process may read (a memfd, a file of tmpfs); KernelError if it cannot be read."""
     found, areas = Layout(), scratch()
     with memfd.reopen(fd, os.O_RDONLY) as own, _Flags() as flags:
-        for start, length in _windows(own.fileno()):
-            pieces = _frames(own.fileno(), start, length)
-            if pieces is None:
-                pages = sum(length for _, length in memfd.data_extents(own.fileno())) // PAGE
-                return Layout(pages, 0, None)
+        parts = list(_parts(own.fileno()))
+        for _, window in itertools.groupby(parts, lambda part: part[0] // _WINDOW):
+            try:
+                pieces = _frames(own.fileno(), list(window))
+            except KernelError:  # no CAP_SYS_ADMIN
+                return Layout(sum(length for _, length in parts) // PAGE, 0, None)
             frames = [frame for piece in pieces for frame in piece]
             huge = sum(_is_huge(piece, flags) for piece in pieces)
             movable = sum(frame in area for area in areas or () for frame in frames)
@@ -84,54 +86,30 @@ def survey(fd: int) -> Layout:
     return found
 
 
-def _frames(fd: int, start: int, length: int) -> list[list[int]] | None:
-    """Return the frame numbers of each huge page's range in a part of a file; None where they are hidden."""
-    found = []
-    with Mapping(fd, start, length) as mapped:
-        for at in range(0, length, HUGE):
-            size = min(HUGE, length - at)
-            if _fill(mapped, fd, start, at, size):
-                try:
-                    found.append(pagemap.frames(mapped.address + at, size))
-                except KernelError:  # no CAP_SYS_ADMIN
-                    return None
-    return found
+def _parts(fd: int) -> Iterator[tuple[int, int]]:
+    """Yield offset and length of what is not a hole, in whole pages, cut where huge pages begin.
 
-
-def _windows(fd: int) -> Iterator[tuple[int, int]]:
-    """Yield parts of a file that have data, each from a multiple of a huge page on."""
-    end = 0
+    The kernel goes through a memory page by page to find the end of what is no hole: so it is asked once for all of it.
+    """
     for start, length in memfd.data_extents(fd):
-        at = max(end, start // HUGE * HUGE)
-        while at < start + length:
-            size = min(_WINDOW, -(-(start + length - at) // PAGE) * PAGE)
+        at, end = start // PAGE * PAGE, -(-(start + length) // PAGE) * PAGE
+        while at < end:
+            size = min(end, at // HUGE * HUGE + HUGE) - at
             yield at, size
-            end = at + -(-size // HUGE) * HUGE
-            at = end
+            at += size
 
 
-def _fill(mapped: Mapping, fd: int, start: int, at: int, length: int) -> bool:
-    """Fill the page tables where the file has data; return whether it has."""
-    filled = False
-    for piece, size in extents_within(fd, start + at, length):
-        filled |= mapped.populate(piece - start, size)
-    return filled
-
-
-def extents_within(fd: int, start: int, length: int) -> Iterator[tuple[int, int]]:
-    """Yield offset and length of what is not a hole within a range, in whole pages. `fd` is of its own: it is moved."""
-    at, end = start, start + length
-    while at < end:
-        try:
-            data = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError:  # ENXIO: none from here on
-            return
-        if data >= end:
-            return
-        hole = min(os.lseek(fd, data, os.SEEK_HOLE), end)
-        first = data // PAGE * PAGE
-        yield first, -(-hole // PAGE) * PAGE - first
-        at = hole
+def _frames(fd: int, parts: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Return the frame numbers of each huge page's range that has parts, which lie close together; KernelError: EPERM."""
+    first, (last, size) = parts[0][0] // HUGE * HUGE, parts[-1]
+    ranges = sorted({at // HUGE * HUGE for at, _ in parts})
+    with Mapping(fd, first, last + size - first) as mapped:
+        for at, length in parts:
+            mapped.populate(at - first, length)
+        return [
+            pagemap.frames(mapped.address + at - first, min(HUGE, last + size - at))
+            for at in ranges
+        ]
 
 
 class _Flags:
@@ -169,23 +147,19 @@ def _is_huge(frames: Sequence[int], flags: _Flags) -> bool:
 
 
 def may_collapse(fd: int) -> Iterator[int]:
-    """Yield where each huge page's range begins that has hardly a hole, and is not of a huge page already.
-
-    `fd` is of its own: it is moved.
-    """
+    """Yield where each huge page's range begins that has hardly a hole, and is not of a huge page already."""
     size = os.fstat(fd).st_size
     with _Flags() as flags:
-        for start in range(0, size // HUGE * HUGE, HUGE):
-            held = sum(length for _, length in extents_within(fd, start, HUGE))
-            if held < HUGE - HUGE // 8:
+        for number, pieces in itertools.groupby(_parts(fd), lambda part: part[0] // HUGE):
+            start, parts = number * HUGE, list(pieces)
+            held = sum(length for _, length in parts)
+            if held < HUGE - HUGE // 8 or start + HUGE > size:
                 continue
-            with Mapping(fd, start, HUGE) as mapped:
-                _fill(mapped, fd, start, 0, HUGE)
-                try:
-                    frames = pagemap.frames(mapped.address, HUGE)
-                except KernelError:
-                    frames = []
-            if not frames or not _is_huge(frames, flags):
+            try:
+                (frames,) = _frames(fd, parts)
+            except KernelError:
+                frames = []
+            if not _is_huge(frames, flags):
                 yield start
 
 
