@@ -15,7 +15,7 @@ from fdbox.nextkernel.inspect import KernelImage
 from fdbox.nextkernel.running import Running, Written
 from fdbox.nextkernel.verdict import Effect, Problem
 from fdbox.service.doctor import checks
-from fdbox.service.doctor.facts import Asked, Daemon, Facts, Next, Overlay, Process
+from fdbox.service.doctor.facts import Asked, Daemon, Facts, Next, Process
 from fdbox.service.doctor.said import FILES, IMAGE, KERNEL, KEXEC, REBOOT, WAYS, Level
 from fdbox.varlink import interface
 from fdbox.varlink.interface import StatusReply
@@ -137,10 +137,6 @@ def process(**changes: Any) -> Facts:  # noqa: ANN401 - any fact
 
 def has(*capabilities: str) -> Facts:
     return process(capabilities=frozenset(capabilities))
-
-
-def overlay(*, in_memory: bool | None) -> Facts:
-    return unlike(overlay=Overlay(upper="/rw/upper", in_memory=in_memory))
 
 
 def unit(**changes: str) -> Facts:
@@ -357,9 +353,7 @@ CASES: list[tuple[str, Facts, Level, tuple[str, ...], str]] = [
         "name another",
     ),
     ("images", unlike(images=None), Level.UNKNOWN, NO_WAY, "root"),
-    ("images", overlay(in_memory=True), Level.OBSTACLE, FILES, "[image] directory"),
-    ("images", overlay(in_memory=None), Level.UNKNOWN, NO_WAY, "on a disk"),
-    ("images", overlay(in_memory=False), Level.OK, NO_WAY, ""),
+    ("images", unlike(images_may_be_in_memory=True), Level.UNKNOWN, NO_WAY, "on a disk"),
     ("image-room", unlike(images_free=MIB), Level.OBSTACLE, FILES, "[image] directory"),
     ("image-room", unlike(images=None), Level.UNKNOWN, NO_WAY, "root"),
     (

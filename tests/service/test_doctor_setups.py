@@ -195,6 +195,14 @@ def test_a_daemon_of_root_asked_by_nobody(
     compare("a daemon of root, asked by nobody", expected, ask(setup, folder, socket_path))
 
 
+def test_a_daemon_asked_from_a_container_in_which_it_is_not_seen(
+    daemon_process: subprocess.Popen[str], folder: Path, socket_path: Path
+) -> None:
+    expected = {"namespace": "unknown", "capabilities": "unknown", "descriptors": "unknown"}
+    setup = Setup(expected, ["unshare", "--mount", "--pid", "--fork", "--mount-proc"])
+    compare("a daemon, asked from a container", expected, ask(setup, folder, socket_path))
+
+
 def test_a_daemon_that_may_do_less_than_the_one_who_asks(limited: Path, folder: Path) -> None:
     expected = {
         "ways": [],

@@ -19,6 +19,8 @@ from fdbox.service.doctor import checks, said
 from fdbox.service.doctor.facts import Asked, Daemon
 from fdbox.service.doctor.gather import gather
 from fdbox.service.doctor.said import Level
+from fdbox.varlink import interface, wire
+from fdbox.varlink.dispatch import SERVICE
 
 if TYPE_CHECKING:
     import argparse
@@ -112,7 +114,7 @@ def _daemon(named: Path | None) -> Daemon | None:
         try:
             with fdbox.connect(path) as client:
                 return _look_at(client, path)
-        except ConnectionLost:
+        except (ConnectionLost, OSError):
             continue
     return None
 
@@ -136,7 +138,7 @@ def _look_at(client: fdbox.Client, path: Path) -> Daemon:
         prediction = client.predict().total if is_root else None
     except FdboxError:  # an older one cannot
         prediction = None
-    who = peer.listener(path)
+    who = peer.answerer(path, wire.encode_call(f"{SERVICE}.GetInfo", interface.Nothing()))
     return Daemon(
         status=client.status(), uid=who.uid, pid=who.pid, held=sum(sizes), prediction=prediction
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -12,11 +13,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _UCRED = struct.Struct("=iII")  # struct ucred { pid_t pid; uid_t uid; gid_t gid; }
+_PATIENCE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Process, user and group at the time of connect(2) or listen(2)."""
+    """Process, user and group of who connected (SO_PEERCRED), or of who sent something (SCM_CREDENTIALS)."""
 
     pid: int
     uid: int
@@ -29,11 +31,20 @@ def credentials(sock: socket.socket) -> Credentials:
     return Credentials(*_UCRED.unpack(content))
 
 
-def listener(path: Path) -> Credentials:
-    """Return who listens at a path: the process that called listen(2), which may be no more; OSError if nobody does.
+def answerer(path: Path, question: bytes) -> Credentials:
+    """Return which process answers a question at a path; OSError if none does within ten seconds.
 
-    Of a process in a pid namespace that is not seen from here the pid is 0.
+    SO_PEERCRED would tell who called listen(2): with socket activation, or after an upgrade, another, which may be no more.
+    So this asks for the answer's own credentials (SO_PASSCRED). Of a process in a pid namespace that is not seen from here the
+    pid is 0.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(_PATIENCE)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         sock.connect(os.fspath(path))
-        return credentials(sock)
+        sock.sendall(question)
+        answer, control, _, _ = sock.recvmsg(1, socket.CMSG_SPACE(_UCRED.size))
+    if not answer:  # which has credentials, too, of nobody
+        raise ConnectionResetError(errno.ECONNRESET, f"{path} does not answer")
+    ((_, _, content),) = control
+    return Credentials(*_UCRED.unpack(content))

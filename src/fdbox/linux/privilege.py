@@ -41,12 +41,6 @@ def file_limit(process: int | str = "self", root: Path = _ROOT) -> int | None:
     return None if found is None else int(found[1])
 
 
-def command_line(process: int | str = "self", root: Path = _ROOT) -> list[str] | None:
-    """Return the words that a process shows as those it was started with; None if it is no more."""
-    text = _of(process, "cmdline", root)
-    return text.rstrip("\0").split("\0") if text else None
-
-
 def in_initial_namespace(kind: str, process: int | str = "self", root: Path = _ROOT) -> bool | None:
     """Return whether the "pid" or "user" namespace of a process is the machine's own.
 

@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING
 from fdbox.errors import CannotCarry, FdboxError, KernelError, ManifestInvalid, NoRoom
 from fdbox.handover.carriers import chunks, imagefile
 from fdbox.handover.manifest import INDEX_SESSION
-from fdbox.linux import files, paths
-from fdbox.linux.fd import OwnedFd, open_path
+from fdbox.linux import files, lasting, paths
 from fdbox.model import Carriage
 from fdbox.ports import ParcelRefused
 
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fdbox.handover.carriers.imagefile import Stored
+    from fdbox.linux.fd import OwnedFd
     from fdbox.ports import Kernel, Parcel, Shipment, Sink, Stream
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -213,8 +213,7 @@ def obstacle(directory: Path) -> Carriage | None:
     try:
         if not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        with open_path(there, os.O_RDONLY | os.O_DIRECTORY) as folder:
-            in_memory = paths.filesystem(folder.fileno()) in (paths.TMPFS, paths.RAMFS)
+        in_memory = lasting.in_memory(there)
     except OSError as error:
         why = f"no image can be written to {directory}: {error.strerror}"
         return Carriage(None, why, _ANYWHERE_ELSE)

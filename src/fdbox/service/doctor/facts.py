@@ -31,7 +31,7 @@ class Daemon:
     """The daemon that serves here."""
 
     status: StatusReply
-    #: the user it runs as, and the process that began to listen
+    #: the user it runs as, and its process; 0: not seen from here
     uid: int
     pid: int
     #: bytes of all that this user may see in boxes
@@ -51,14 +51,6 @@ class Process:
     user_namespace: bool | None = None
     #: how far its RLIMIT_NOFILE can be raised
     descriptors: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overlay:
-    """An overlay: its upper folder, and whether that is in memory (None: it is not seen from here)."""
-
-    upper: str
-    in_memory: bool | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,5 +109,6 @@ class Facts:
     version: str = ""
     images: Carriage | None = None
     images_free: int | None = None
-    overlay: Overlay | None = None
+    #: they go to an overlay, and what that writes to is not seen from here
+    images_may_be_in_memory: bool = False
     memory_free: int | None = None

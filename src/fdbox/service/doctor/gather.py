@@ -15,14 +15,14 @@ from fdbox.errors import KernelError
 from fdbox.handover.carriers import image
 from fdbox.handover.carriers.image import ImageCarrier
 from fdbox.handover.carriers.kernel import KernelCarrier
-from fdbox.linux import files, kcmp, kexec, layout, liveupdate, overlay, paths, privilege
+from fdbox.linux import files, kcmp, kexec, lasting, layout, liveupdate, privilege
 from fdbox.linux.fd import open_path
 from fdbox.model import Carriage
 from fdbox.nextkernel import command_line
 from fdbox.nextkernel.load import RunningKernel, systemd_runs
 from fdbox.nextkernel.running import running
 from fdbox.nextkernel.verdict import judge
-from fdbox.service.doctor.facts import Facts, Next, Overlay, Process
+from fdbox.service.doctor.facts import Facts, Next, Process
 
 if TYPE_CHECKING:
     from fdbox.nextkernel.running import Running
@@ -76,7 +76,7 @@ def gather(asked: Asked) -> Facts:
         version=fdbox.__version__,
         images=_images(asked),
         images_free=_free(asked.image_directory),
-        overlay=_overlay(asked.image_directory),
+        images_may_be_in_memory=_may_be_in_memory(asked.image_directory),
         memory_free=_memory_free(),
     )
 
@@ -114,12 +114,12 @@ def _scratch() -> tuple[int, ...] | None:
 
 
 def _process(daemon: Daemon | None) -> Process:
-    """Return the daemon, if the process that began to listen still is one; else this process."""
-    if daemon is not None and daemon.pid:
-        shown = privilege.command_line(daemon.pid)
-        if shown and any("fdbox" in word for word in shown):
-            return _look_at(f"fdbox (pid {daemon.pid})", daemon.pid)
-    return _look_at("this process", "self")
+    """Return the daemon, as far as it is seen from here; this process where none answers."""
+    if daemon is None:
+        return _look_at("this process", "self")
+    if not daemon.pid:
+        return Process(who="fdbox, in another pid namespace,")
+    return _look_at(f"fdbox (pid {daemon.pid})", daemon.pid)
 
 
 def _look_at(who: str, process: int | str) -> Process:
@@ -212,24 +212,7 @@ def _free(directory: Path | None) -> int | None:
         return None
 
 
-def _overlay(directory: Path | None) -> Overlay | None:
-    if directory is None:
-        return None
+def _may_be_in_memory(directory: Path | None) -> bool:
     with suppress(OSError):
-        there = _nearest(directory)
-        if _filesystem(there) == paths.OVERLAY:
-            upper = overlay.upper(there.stat().st_dev)
-            return None if upper is None else Overlay(upper=upper, in_memory=_in_memory(upper))
-    return None
-
-
-def _in_memory(upper: str) -> bool | None:
-    try:
-        return _filesystem(Path(upper)) in (paths.TMPFS, paths.RAMFS)
-    except OSError:
-        return None
-
-
-def _filesystem(path: Path) -> int:
-    with open_path(path, os.O_RDONLY | os.O_DIRECTORY) as folder:
-        return paths.filesystem(folder.fileno())
+        return directory is not None and lasting.in_memory(_nearest(directory)) is None
+    return False  # it cannot be opened, as `_images` says

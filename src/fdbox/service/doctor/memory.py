@@ -25,16 +25,10 @@ def images(facts: Facts) -> Said:
         )
     if facts.images.carrier is None:
         return obstacle(facts.images.obstacle, facts.images.remedy, FILES)
-    if facts.overlay is not None and facts.overlay.in_memory:
-        return obstacle(
-            f"{directory} is in an overlay, and its upper folder {facts.overlay.upper} in memory: it ends with the kernel",
-            _ANOTHER,
-            FILES,
-        )
-    if facts.overlay is not None and facts.overlay.in_memory is None:
+    if facts.images_may_be_in_memory:
         return unknown(
-            f"whether {directory} outlives the kernel is not to be seen: it is in an overlay, and its upper folder "
-            f"{facts.overlay.upper} elsewhere",
+            f"whether {directory} outlives the kernel is not to be seen: it is in an overlay, and what that writes to "
+            "is elsewhere",
             f"{_ANOTHER}, on a disk",
         )
     return ok(f"images can be written to {directory}")

@@ -10,6 +10,7 @@ from fdbox.service.doctor.said import WAYS, Said, obstacle, ok, unknown, warning
 if TYPE_CHECKING:
     from fdbox.service.doctor.facts import Facts
 
+_WHERE_IT_IS = "run this as root where fdbox runs, with /proc mounted"
 #: what systemd needs for the unit: a store that outlives the service, and survival of the shutdown
 _STORE_SINCE, _SURVIVAL_SINCE = 254, 255
 #: as systemd/fdbox.service has them
@@ -47,7 +48,7 @@ def namespace(facts: Facts) -> Said:
     if None in own:
         return unknown(
             f"whether {who} is in a container is not to be seen",
-            "mount /proc, and run this as root",
+            _WHERE_IT_IS,
         )
     return ok(f"{who} is in the machine's own namespaces of pids and users")
 
@@ -67,7 +68,7 @@ def capabilities(facts: Facts) -> Said:
     """What the one who updates has to be able to do."""
     who, has = facts.process.who, facts.process.capabilities
     if has is None:
-        return unknown(f"the capabilities of {who} are not to be seen", "mount /proc")
+        return unknown(f"the capabilities of {who} are not to be seen", _WHERE_IT_IS)
     if "CAP_SYS_BOOT" not in has:
         return obstacle(
             f"{who} has no CAP_SYS_BOOT: it can neither load nor start a kernel",

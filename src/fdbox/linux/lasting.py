@@ -1,0 +1,58 @@
+"""Whether what a folder holds outlives the kernel (Documentation/filesystems/overlayfs.rst, proc_pid_mountinfo(5))."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from fdbox.linux import paths
+from fdbox.linux.fd import open_path
+
+_MOUNTS = Path("/proc/self/mountinfo")
+_ESCAPED = re.compile(rb"\\([0-7]{3})")
+
+
+def in_memory(folder: Path) -> bool | None:
+    """Return whether a folder is in memory, and so ends with the kernel; OSError if it cannot be opened.
+
+    An overlay writes to its upper folder, wherever that is. None: as seen from here, that is nowhere.
+    """
+    kind, device = _look_at(folder)
+    if kind != paths.OVERLAY:
+        return _is_memory(kind)
+    with suppress(OSError):
+        upper = _upper(device)
+        if upper is not None:
+            kind, _ = _look_at(upper)
+            # No upper folder is in an overlay: that is another one, at the place where the real one is for whoever mounted it.
+            return None if kind == paths.OVERLAY else _is_memory(kind)
+    return None
+
+
+def _is_memory(kind: int) -> bool:
+    return kind in (paths.TMPFS, paths.RAMFS)
+
+
+def _look_at(folder: Path) -> tuple[int, int]:
+    with open_path(folder, os.O_RDONLY | os.O_DIRECTORY) as opened:
+        return paths.filesystem(opened.fileno()), os.fstat(opened.fileno()).st_dev
+
+
+def _upper(device: int) -> Path | None:
+    """Return the upper folder of the overlay with this device number, as whoever mounted it named it; OSError without /proc."""
+    wanted = f"{os.major(device)}:{os.minor(device)}".encode()
+    for line in _MOUNTS.read_bytes().splitlines():
+        words = line.split()
+        if words[2] == wanted:
+            # After the dash: the file system, its source, its options.
+            for option in words[words.index(b"-") + 3].split(b","):
+                name, _, value = option.partition(b"=")
+                if name == b"upperdir":
+                    return Path(os.fsdecode(_ESCAPED.sub(_unescaped, value)))
+    return None
+
+
+def _unescaped(found: re.Match[bytes]) -> bytes:
+    return bytes([int(found[1], 8)])
