@@ -35,8 +35,6 @@ _SUPER = struct.Struct("<QQQI")
 _ENTRY = struct.Struct("<QQQQ")
 _MAGIC = 0x6A736677736872
 _FLUSH, _FUA, _DISCARD = 1, 2, 4
-#: of the cuts, how many are as near to a flush as this: there things become complete
-_NEAR, _NEAR_ENTRIES = 0.5, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,36 +77,30 @@ class Recording:
             if entry.offset >= end and not entry.flags
         }
 
-    def cuts(self, count: int, chance: random.Random) -> Iterator[Cut]:
-        """Yield disks that cuts at random points after the first mark leave; each is gone when the next one is made."""
-        points = sorted(self._points(count, chance))
+    def cuts(self, times: int, chance: random.Random) -> Iterator[Cut]:
+        """Yield disks that a cut at each point after the first mark leaves, some for each; one is gone when the next is made.
+
+        Points differ by a request; the disks of one point by what was lost of that which was not flushed.
+        """
         with tempfile.TemporaryDirectory(prefix="fdbox-cut-", dir=self._log.parent) as folder:
             safe, disk = Path(folder) / "safe", Path(folder) / "disk"
             copy(self._blank, safe)
             done = 0
-            for point in points:
+            for point in range(min(self.marks.values()) + 1, len(self.entries) + 1):
                 flushed = self._last_flush(point)
                 self._write(safe, self.entries[done:flushed])
                 done = flushed
-                copy(safe, disk)
-                self._write(disk, self.entries[flushed:point], chance)
-                yield Cut(point, disk, tuple(m for m, at in self.marks.items() if at < point))
+                marks = tuple(mark for mark, at in self.marks.items() if at < point)
+                for _ in range(times):
+                    copy(safe, disk)
+                    self._write(disk, self.entries[flushed:point], chance)
+                    yield Cut(point, disk, marks)
 
     def end(self, disk: Path) -> Path:
         """Return `disk`, made as the machine has left it."""
         copy(self._blank, disk)
         self._write(disk, self.entries)
         return disk
-
-    def _points(self, count: int, chance: random.Random) -> Iterator[int]:
-        first, last = min(self.marks.values()) + 1, len(self.entries)
-        flushes = [n for n in range(first, last) if self.entries[n].is_flush]
-        for number in range(count):
-            if number < count * _NEAR and flushes:
-                near = chance.choice(flushes) + chance.randint(-_NEAR_ENTRIES, _NEAR_ENTRIES)
-                yield min(max(first, near), last)
-            else:
-                yield chance.randint(first, last)
 
     def _last_flush(self, point: int) -> int:
         flushes = (n + 1 for n in range(point - 1, -1, -1) if self.entries[n].is_flush)
