@@ -99,9 +99,12 @@ def _renamed(suite: str) -> list[str]:
     raise CannotPrepare("this machine has no Debian source: add one to /etc/apt")
 
 
-def _apt(suite: str) -> list[str]:
-    """Return the options that make apt look at `suite` alone; its lists are fetched once a day."""
-    home = cache() / "apt" / suite
+def _apt(suite: str, architecture: str = "") -> list[str]:
+    """Return the options that make apt look at `suite` alone; its lists are fetched once a day.
+
+    Without an architecture, it is the machine's own.
+    """
+    home = cache() / "apt" / suite / architecture
     (home / "lists" / "partial").mkdir(parents=True, exist_ok=True)
     (home / "archives" / "partial").mkdir(parents=True, exist_ok=True)
     (home / "sources.d").mkdir(exist_ok=True)
@@ -119,6 +122,8 @@ def _apt(suite: str) -> list[str]:
         "Acquire::Languages": "none",
         "APT::Sandbox::User": "root",
     }
+    if architecture:
+        options |= {"APT::Architecture": architecture, "APT::Architectures": architecture}
     given = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     if not any((home / "lists").glob("*Packages*")):
         _run(["apt-get", *given, "update", "-q"])
@@ -132,17 +137,17 @@ def _run(command: Sequence[str], cwd: Path | None = None) -> str:
     return done.stdout
 
 
-def search(pattern: str, suite: str) -> list[str]:
+def search(pattern: str, suite: str, architecture: str = "") -> list[str]:
     """Return the names of the suite's packages that match."""
-    out = _run(["apt-cache", *_apt(suite), "pkgnames"])
+    out = _run(["apt-cache", *_apt(suite, architecture), "pkgnames"])
     return [name for name in out.split() if re.fullmatch(pattern, name)]
 
 
-def fetch(package: str, suite: str, into: Path) -> Path:
+def fetch(package: str, suite: str, into: Path, architecture: str = "") -> Path:
     """Return the .deb of `package`, downloaded into `into`."""
     into.mkdir(parents=True, exist_ok=True)
     before = set(into.glob(f"{package}_*.deb"))
-    _run(["apt-get", *_apt(suite), "download", package], cwd=into)
+    _run(["apt-get", *_apt(suite, architecture), "download", package], cwd=into)
     after = set(into.glob(f"{package}_*.deb"))
     return max(after - before or after, key=lambda path: path.stat().st_mtime)
 

@@ -11,8 +11,8 @@ from tests.vm import debian
 from tests.vm.debian import CannotPrepare, cache
 from tests.vm.kernel import OLDEST, SUITES, Kernel
 
-#: the image, and its modules, as Debian splits a kernel from 7.3 on
-_IMAGE = re.compile(r"linux-binary-(\d+\.\d+\.\d+\+deb\d+-cloud-amd64)")
+#: the package of the image, as Debian splits a kernel from 7.3 on, by architecture
+_IMAGE = r"linux-binary-(\d+\.\d+\.\d+\+deb\d+-cloud-{})"
 _TOOLS = {"xz": "xz-utils", "/bin/busybox": "busybox-static"}
 #: what the machine needs to find its root, and then what the kinds of descriptors and of sockets need
 MODULES = (
@@ -28,13 +28,38 @@ def ensure_stock_kernel() -> Kernel:
     with debian.alone("kernel-stock"):
         if found := sorted((cache() / "kernel").glob("stock-*-amd64/usr/lib/modules/*")):
             return _kernel(found[-1])
-        for suite in SUITES:
-            names = (_IMAGE.fullmatch(name) for name in debian.search(_IMAGE.pattern, suite))
-            versions = [name[1] for name in names if name and _numbers(name[1]) >= OLDEST]
-            if versions:
-                root = _unpacked(max(versions, key=_numbers), suite)
-                return _kernel(next((root / "usr/lib/modules").iterdir()))
-    raise CannotPrepare(f"no kernel for clouds >= {OLDEST} in {', '.join(SUITES)}")
+        root = _unpacked(*_newest("amd64"))
+        return _kernel(next((root / "usr/lib/modules").iterdir()))
+
+
+def ensure_arm64_image() -> Path:
+    """Return the image of the same for arm64, to be looked at; its configuration lies beside it."""
+    with debian.alone("kernel-arm64"):
+        root = cache() / "kernel" / "stock-arm64"
+        if not root.exists():
+            version, suite = _newest("arm64")
+            work = root.with_name(f"{root.name}.work")
+            for part in ("base", "binary"):
+                package = f"linux-{part}-{version}"
+                debian.unpack(debian.fetch(package, suite, work / "debs", "arm64"), work)
+            shutil.rmtree(work / "debs")
+            work.rename(root)
+        return next((root / "usr/lib/modules").glob("*/vmlinuz"))
+
+
+def _newest(architecture: str) -> tuple[str, str]:
+    """Return the version of the newest, and its suite."""
+    pattern = _IMAGE.format(architecture)
+    for suite in SUITES:
+        names = (
+            re.fullmatch(pattern, name) for name in debian.search(pattern, suite, architecture)
+        )
+        versions = [name[1] for name in names if name and _numbers(name[1]) >= OLDEST]
+        if versions:
+            return max(versions, key=_numbers), suite
+    raise CannotPrepare(
+        f"no kernel for clouds >= {OLDEST} for {architecture} in {', '.join(SUITES)}"
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:

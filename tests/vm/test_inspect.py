@@ -20,7 +20,7 @@ from tests.nextkernel import images
 from tests.nextkernel.test_decompress import COMMANDS, tool
 from tests.vm.kernel import Kernel, ensure_kernel
 from tests.vm.machine import Machine, VmLost
-from tests.vm.stock import ensure_stock_kernel
+from tests.vm.stock import ensure_arm64_image, ensure_stock_kernel
 
 pytestmark = [pytest.mark.vm, pytest.mark.slow]
 
@@ -90,6 +90,22 @@ def test_debians_own(debians: Path) -> None:
     assert found.configuration.source == str(debians.with_name("config"))
     assert found.configuration.has("KEXEC_SIG")
     assert not found.configuration.has("KEXEC_HANDOVER")
+
+
+def test_debians_own_for_arm64() -> None:
+    path = ensure_arm64_image()
+    with open_path(path, os.O_RDONLY) as file:
+        found = inspect(file.fileno())
+    assert (found.format, found.machine, found.compression) == ("Image", "aarch64", None)
+    assert found.release == path.parent.name
+    assert found.banner.startswith(f"Linux version {found.release} (")
+    assert (found.obstacles, found.signed) == ((), True)
+    assert found.configuration is not None
+    assert found.configuration.source == str(path.with_name("config"))
+    assert found.configuration.has("ARM64")
+    zboot = look(images.zboot(tool("gzip", path.read_bytes())))
+    assert (zboot.format, zboot.machine, zboot.compression) == ("EFI zboot", "aarch64", "gzip")
+    assert (zboot.banner, zboot.abi) == (found.banner, found.abi)
 
 
 @pytest.fixture(scope="module")
