@@ -51,7 +51,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rehearse",
         action="store_true",
-        help="try it in QEMU first: the next kernel, its initrd, and a small box that has to arrive",
+        help="try it in QEMU first: the next kernel, its initrd, a small box and a copy of one of yours, which have to arrive",
     )
     parser.add_argument(
         "--carrier",

@@ -17,15 +17,21 @@ from fdbox.nextkernel.load import RunningKernel
 from fdbox.service.rehearsal import guest, pack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 PROGRAM = "qemu-system-x86_64"
 _KVM_DEADLINE, _DEADLINE = 30.0, 300.0
 _MEMORY = "2G"
 _CONSOLE = "console=ttyS0"
-#: what has to be heard, in this order
-_NEXT = ("next kernel booted", "box arrived", "init started")
 _RUNNING = ("running kernel booted", "sealed", "next kernel loaded")
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A box, copied: the names of its entries, and the file that `Export` has written."""
+
+    entries: tuple[str, ...]
+    file: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,15 @@ class Plan:
     initrd: Path | None
     command_line: str
     running: tuple[Path, str] | None = None
+    copy: Copy | None = None
     with_kvm: bool = True
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What has to be heard, in this order."""
+        copy = () if self.copy is None else ("copy arrived",)
+        running = () if self.running is None else _RUNNING
+        return (*running, "next kernel booted", "box arrived", *copy, "init started")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +65,7 @@ class _Boot:
 
 
 def rehearse(plan: Plan, say: Callable[[str], None]) -> None:
-    """Boot the next kernel with its initrd and a small box in it; from the running kernel, where that hands over.
+    """Boot the next kernel with its initrd and small boxes in it; from the running kernel, where that hands over.
 
     Raises:
         UsageError: there is no QEMU.
@@ -66,31 +80,42 @@ def rehearse(plan: Plan, say: Callable[[str], None]) -> None:
         line = f"{plan.command_line} {_CONSOLE} rdinit=/{pack.INIT} panic=-1"
         real = b"" if plan.initrd is None else plan.initrd.read_bytes()
         real += bytes(-len(real) % 4)
+        # The copy is taken in once: where the jump begins, if there is one.
+        taken, expected = _copy(plan.copy)
         if plan.running is None:
-            initrd = real + pack.archive(_small_box(folder / "box"))
-            _boot(folder, _Boot(plan.kernel, initrd, line, _NEXT, plan.with_kvm), say)
+            initrd = real + _packed(_sample(folder / "box") | taken | expected)
+            _boot(folder, _Boot(plan.kernel, initrd, line, plan.stages, plan.with_kvm), say)
             return
         image, running_line = plan.running
         jump = {
-            "jump.json": json.dumps(line).encode(),
-            "kernel": plan.kernel.read_bytes(),
-            "initrd": real + pack.archive({}),
+            guest.JUMP: json.dumps(line).encode(),
+            guest.KERNEL: plan.kernel.read_bytes(),
+            guest.INITRD: real + _packed(expected),
         }
-        place = str(guest.FOLDER).lstrip("/")
-        first = pack.archive({f"{place}/{name}": content for name, content in jump.items()})
         first_line = f"{running_line} {_CONSOLE} rdinit=/{pack.INIT} panic=-1"
-        _boot(folder, _Boot(image, first, first_line, _RUNNING + _NEXT, plan.with_kvm), say)
+        boot = _Boot(image, _packed(jump | taken), first_line, plan.stages, plan.with_kvm)
+        _boot(folder, boot, say)
 
 
-def _small_box(folder: Path) -> dict[str, bytes]:
-    """Return the files of a small box, as images have it: the next kernel is another incarnation, and loads it."""
+def _packed(files: Mapping[Path, bytes]) -> bytes:
+    return pack.archive({str(path).lstrip("/"): content for path, content in files.items()})
+
+
+def _copy(copy: Copy | None) -> tuple[dict[Path, bytes], dict[Path, bytes]]:
+    """Return the file of the copied box, and that of what has to arrive."""
+    if copy is None:
+        return {}, {}
+    return {guest.COPY: copy.file}, {guest.EXPECTED: json.dumps(sorted(copy.entries)).encode()}
+
+
+def _sample(folder: Path) -> dict[Path, bytes]:
+    """Return the files of the sample, as images have it: the next kernel is another incarnation, and loads it."""
     kernel = RunningKernel()
     carrier = ImageCarrier(folder, kernel)
-    sealed = guest.seal_sample(carrier, kernel)
+    sealed = guest.seal_all({guest.SAMPLE: guest.sample()}, carrier, kernel)
     try:
-        place = str(guest.IMAGES).lstrip("/")
         return {
-            f"{place}/{path.relative_to(folder)}": path.read_bytes()
+            guest.IMAGES / path.relative_to(folder): path.read_bytes()
             for path in folder.rglob("*")
             if path.is_file()
         }
