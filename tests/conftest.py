@@ -16,8 +16,14 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from fdbox.linux import lasting
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# Images must outlive the kernel, and newer systems have /tmp in memory.
+if lasting.in_memory(Path(tempfile.gettempdir())):
+    os.environ["TMPDIR"] = tempfile.tempdir = "/var/tmp"
 
 # Where daemons that tests start write images: not to where the machine's own would.
 os.environ["STATE_DIRECTORY"] = tempfile.mkdtemp(prefix="fdbox-images-")

@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -413,25 +414,41 @@ def test_what_is_no_file_is_refused(home: Home) -> None:
     assert home.files() == []
 
 
-@pytest.mark.root
-def test_what_does_not_fit_is_refused_before_it_is_written(home: Home) -> None:
-
+@pytest.fixture
+def small_disk(home: Home, tmp_path: Path) -> Iterator[None]:
+    """Mount a file system of 64 MiB where the images go."""
     home.directory.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64M", "x", home.directory], check=True)
+    disk = tmp_path / "disk"
+    disk.touch()
+    os.truncate(disk, 64 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", disk], check=True)
+    subprocess.run(["mount", "-o", "loop", disk, home.directory], check=True)
     try:
-        with memory(random.Random(1).randbytes(MIB) * 60) as fd:
-            with pytest.raises(NoRoom, match="does not fit"):
-                home.carrier.ship("fdbox-x").add([Parcel(fd.fileno(), 1)])
-            assert home.files() == []
+        yield
     finally:
-        home.carrier.close()
+        home.end()
         subprocess.run(["umount", home.directory], check=True)
 
 
+@pytest.mark.root
+@pytest.mark.usefixtures("small_disk")
+def test_what_does_not_fit_is_refused_before_it_is_written(home: Home) -> None:
+    with memory(random.Random(1).randbytes(MIB) * 60) as fd:
+        with pytest.raises(NoRoom, match="does not fit"):
+            home.carrier.ship("fdbox-x").add([Parcel(fd.fileno(), 1)])
+        assert home.files() == []
+
+
 def test_a_folder_in_memory_carries_nothing() -> None:
-    carriage = ImageCarrier(Path("/dev/shm/fdbox"), FakeKernel()).carriage()
-    assert carriage.carrier is None
-    assert "memory" in carriage.obstacle
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        carrier = ImageCarrier(Path(folder), FakeKernel())
+        carrier.claim(has_past=False)  # as a daemon does when it starts, whatever the folder is
+        carriage = carrier.carriage()
+        assert carriage.carrier is None
+        assert "memory" in carriage.obstacle
+        with pytest.raises(CannotCarry, match="in memory"):
+            carrier.ship("fdbox-x").add([])
+        carrier.close()
 
 
 def test_a_folder_that_cannot_be_written_carries_nothing() -> None:

@@ -78,8 +78,6 @@ class ImageCarrier:
 
     def carriage(self) -> Carriage:
         """Return whether the folder is there, or can be made, outlives the kernel, and is this process's."""
-        if self._lock is not None:
-            return Carriage(self.name)
         if (why := obstacle(self.directory)) is not None:
             return why
         if self.directory.exists() and not self._has_lock():
@@ -175,10 +173,12 @@ class ImageCarrier:
     # --- for the shipments -------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Make the folders; CannotCarry if another process uses them, OSError."""
-        files.make_folder(self.directory)
-        if not self._has_lock():
-            why = _used_by_another(self.directory)
+        """Make the folders; CannotCarry if they end with the kernel, or another process uses them, OSError."""
+        why = obstacle(self.directory)
+        if why is None:
+            files.make_folder(self.directory)
+            why = None if self._has_lock() else _used_by_another(self.directory)
+        if why is not None:
             raise CannotCarry(why.obstacle, remedy=why.remedy)
         files.make_folder(self.own)
 
@@ -211,16 +211,19 @@ def obstacle(directory: Path) -> Carriage | None:
     """Return why no image can be in a folder, which need not be there yet; None if it can."""
     there = next(path for path in (directory, *directory.parents) if path.exists())
     try:
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        in_memory = lasting.in_memory(there)
+        if os.statvfs(there).f_flag & os.ST_RDONLY:
+            code = errno.EROFS
+        elif not os.access(there, os.W_OK | os.X_OK):
+            code = errno.EACCES
+        elif lasting.in_memory(there):
+            why = f"{directory} is in memory, and ends with the kernel"
+            return Carriage(None, why, _ANYWHERE_ELSE)
+        else:
+            return None
     except OSError as error:
-        why = f"no image can be written to {directory}: {error.strerror}"
-        return Carriage(None, why, _ANYWHERE_ELSE)
-    if in_memory:
-        why = f"{directory} is in memory, and ends with the kernel"
-        return Carriage(None, why, _ANYWHERE_ELSE)
-    return None
+        code = error.errno or 0
+    why = f"no image can be written to {directory}: {os.strerror(code)}"
+    return Carriage(None, why, _ANYWHERE_ELSE)
 
 
 def _used_by_another(directory: Path) -> Carriage:
