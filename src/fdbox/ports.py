@@ -129,8 +129,11 @@ class Delivery(Protocol[DescriptorT_co]):
     def stream(self, token: int) -> Stream | None:
         """Return the bytes that were sent under `token`; None if it is a descriptor to `take`."""
 
-    def finish(self) -> None:
-        """Tell the carrier that all has been taken; what was not is freed."""
+    def finish(self, *, whole: bool = True) -> None:
+        """Tell the carrier that all has been taken; what was not is freed. Not `whole`: what can be kept of it stays."""
+
+    def abandon(self) -> None:
+        """Leave it to somebody who understands it: nothing of it is freed as long as that can be."""
 
 
 class Carrier(Protocol[DescriptorT_co]):
@@ -138,8 +141,10 @@ class Carrier(Protocol[DescriptorT_co]):
 
     #: memory goes as it is, its pages stay where they are, and what is written to it late arrives
     in_place: bool
-    #: parcels may be streams
-    streams: bool
+
+    @property
+    def streams(self) -> bool:
+        """Whether parcels may be streams."""
 
     @property
     def name(self) -> str:
@@ -170,7 +175,13 @@ class Carrier(Protocol[DescriptorT_co]):
         """
 
     def indexes(self) -> Sequence[str]:
-        """Return the names under which an index of what came may be received, the oldest first."""
+        """Return the names under which an index of what came may be received, the newest first.
+
+        KernelError: the carrier cannot be asked.
+        """
+
+    def tidy(self) -> None:
+        """Let go of what other incarnations have left and no index names: all indexes have been received."""
 
     def receive(self, name: str) -> Delivery[DescriptorT_co] | None:
         """Return what came under `name`, or None when nothing did."""

@@ -182,9 +182,12 @@ class FakeDelivery:
     def stream(self, token: int) -> None:
         assert token in self.files
 
-    def finish(self) -> None:
+    def finish(self, *, whole: bool = True) -> None:
         self._carrier.finished.append(self.name)
         self.release()
+
+    def abandon(self) -> None:
+        """The session is not finished, and keeps its memory."""
 
     def release(self) -> None:
         files, self.files = self.files, {}
@@ -259,6 +262,9 @@ class FakeCarrier:
 
     def indexes(self) -> tuple[str, ...]:
         return (manifest.INDEX_SESSION,)
+
+    def tidy(self) -> None:
+        """What nobody retrieves is lost when the kernel ends."""
 
     def receive(self, name: str) -> FakeDelivery | None:
         if name in self.refuse_receive:

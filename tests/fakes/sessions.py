@@ -58,8 +58,11 @@ class SocketSession:
     def stream(self, token: int) -> None:
         """Everything is to be taken."""
 
-    def finish(self) -> None:
+    def finish(self, *, whole: bool = True) -> None:
         self._fd.close()
+
+    def abandon(self) -> None:
+        """It is not finished."""
 
     def discard(self) -> None:
         self._fd.close()
@@ -130,6 +133,9 @@ class SocketCarrier:
 
     def indexes(self) -> tuple[str, ...]:
         return (manifest.INDEX_SESSION,)
+
+    def tidy(self) -> None:
+        """Nothing is left."""
 
     def receive(self, name: str) -> SocketSession | None:
         note = self._received / name

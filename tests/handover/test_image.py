@@ -5,120 +5,30 @@ import random
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.fakes.carrier import SECOND, THIRD, FakeKernel
+from tests.handover.home import Home, content_of, memory
 
 from fdbox.errors import CannotCarry, FdboxError, KernelError, LateWrite, ManifestInvalid, NoRoom
-from fdbox.handover import arrive, manifest, seal
+from fdbox.handover import arrive, manifest
 from fdbox.handover.carriers import chunks, image, imagefile
 from fdbox.handover.carriers.chunks import Thrift
 from fdbox.handover.carriers.image import ImageCarrier
-from fdbox.linux import files, memfd
+from fdbox.linux import files
 from fdbox.linux.fd import OwnedFd, close_all
-from fdbox.model import BoxKey, Description
-from fdbox.ports import Parcel, ParcelRefused, Shipment
+from fdbox.model import BoxKey
+from fdbox.ports import Parcel, ParcelRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BOX = BoxKey(1000, "cache")
 MIB = 1 << 20
-
-
-def memory(content: bytes, size: int | None = None) -> OwnedFd:
-    fd = memfd.create("m", len(content) if size is None else size)
-    os.pwrite(fd.fileno(), content, 0)
-    return fd
-
-
-def content_of(fd: int) -> bytes:
-    return os.pread(fd, os.fstat(fd).st_size, 0)
-
-
-@dataclass
-class Home:
-    """A folder for images, and what was sealed into it."""
-
-    directory: Path
-    kernel: FakeKernel = field(default_factory=FakeKernel)
-    held: list[OwnedFd] = field(default_factory=list)
-    sealed: list[seal.SealedBox] = field(default_factory=list)
-    index: Shipment | None = None
-    deliveries: list[Any] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.carrier = ImageCarrier(self.directory, self.kernel)
-
-    def box(self, name: str, **contents: bytes) -> seal.SealedBox:
-        """Seal a box of memories."""
-        entries = {}
-        for entry, content in contents.items():
-            self.held.append(memory(content))
-            number = self.held[-1].fileno()
-            entries[entry] = (number, Description("memfd", len(content), entry))
-        made = seal.seal(BoxKey(1000, name), entries, self.carrier, self.kernel)
-        self.sealed.append(made)
-        return made
-
-    def publish(self) -> None:
-        self.index = seal.write_index(self.sealed, self.carrier, self.kernel, self.index)
-
-    def unseal(self, box: seal.SealedBox) -> None:
-        self.sealed.remove(box)
-        box.thaw()
-
-    def end(self) -> None:
-        """Let the process end."""
-        if self.index is not None:
-            self.index.release()
-        for one in self.sealed:
-            one.end()
-        close_all(self.held)
-        for delivery in self.deliveries:
-            close_all([delivery._fd, *delivery._taken.values()])
-        self.deliveries = []
-        self.sealed, self.held, self.index = [], [], None
-        self.carrier.close()
-
-    def boot(self, incarnation: str = SECOND) -> None:
-        """Let the process end, and start another kernel."""
-        self.end()
-        self.kernel.running = incarnation
-        self.carrier = ImageCarrier(self.directory, self.kernel)
-
-    def arrive(self) -> tuple[dict[str, bytes], list[str]]:
-        """Return the content of everything that came, and why what did not."""
-        came, lost = {}, []
-        for step in arrive.arrive(self.carrier, self.kernel, arrive.Past()):
-            if isinstance(step, arrive.BoxCame):
-                for name, one in step.entries.items():
-                    came[f"{step.box.name}/{name}"] = content_of(one.fd.fileno())
-                    one.fd.close()
-                lost += [loss.reason for loss in step.losses]
-            elif isinstance(step, arrive.Received):
-                self.deliveries.append(step.delivery)
-            elif isinstance(step, arrive.Loss):
-                lost.append(step.reason)
-        return came, lost
-
-    def files(self) -> list[str]:
-        return sorted(path.name for path in self.directory.rglob("*") if path.is_file())
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
-    made = Home(tmp_path / "images")
-    yield made
-    made.end()
-
-
-# --- the file --------------------------------------------------------------------------------------------------------
 
 
 def written(folder: Path, *parcels: Parcel) -> OwnedFd:
@@ -374,7 +284,7 @@ def test_what_a_lost_process_has_sealed_arrives_beside_the_new(home: Home) -> No
         if isinstance(step, arrive.BoxCame):
             came.append(content_of(step.entries["x"].fd.fileno()))
             close_all(one.fd for one in step.entries.values())
-    assert came == [b"0", b"1", b"2"]
+    assert came == [b"2", b"1", b"0"], "the newest has the name"
     assert home.files() == []
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fakes.carrier import SECOND, FakeKernel
-from tests.handover.test_image import Home
+from tests.handover.home import Home
 from tests.vm import powercut
 from tests.vm.machine import Machine
 from tests.vm.scripts import cut_images, cut_writer

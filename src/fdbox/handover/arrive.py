@@ -11,6 +11,7 @@ understand it.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -81,6 +82,8 @@ class AllCame:
     session: str
 
 
+log: logging.Logger = logging.getLogger(__name__)
+
 Step = Received | BoxCame | Finished | AllCame | Loss
 
 
@@ -103,6 +106,7 @@ def arrive(carrier: Carrier[OwnedFd], kernel: Kernel, past: Past) -> Iterator[St
             yield from _finish(carrier, past, name)
         else:
             yield from _index(carrier, kernel, past, name)
+    carrier.tidy()
 
 
 def _index(
@@ -122,15 +126,25 @@ def _index(
         else:
             yield from _box(carrier, kernel, past, session, box)
     yield AllCame(name)
-    delivery.finish()
-    yield Finished(name)
+    yield from _let_go(delivery, name)
 
 
 def _finish(carrier: Carrier[OwnedFd], past: Past, session: str) -> Iterator[Step]:
     """Finish what a process before this one has made safe, and had no time to finish."""
     if (had := past.sessions.pop(session, None)) is not None:
-        carrier.resume(session, had).finish()
-        yield Finished(session)
+        yield from _let_go(carrier.resume(session, had), session)
+
+
+def _let_go(
+    delivery: Delivery[OwnedFd], session: str, *, whole: bool = True
+) -> Generator[Step, None, None]:
+    """Finish a delivery. All of it is safe: if that fails, the others come nevertheless, and the next process tries again."""
+    try:
+        delivery.finish(whole=whole)
+    except FdboxError as error:
+        log.error("%s has come, and cannot be let go of: %s", session, error)  # noqa: TRY400 - the sentence says it all
+        return
+    yield Finished(session)
 
 
 def _receive(
@@ -162,11 +176,12 @@ def _box(
     try:
         entries, losses = load_box(delivery, kernel)
     except FdboxError as error:
+        delivery.abandon()
         yield Loss(box, "", str(error))
         return
     yield BoxCame(session, box, entries, losses)
-    delivery.finish()
-    yield Finished(session)
+    whole = all(loss.entry in entries for loss in losses)
+    yield from _let_go(delivery, session, whole=whole)
 
 
 def load_box(

@@ -100,9 +100,11 @@ class SealedBox:
         return list(found.values())
 
     def thaw(self) -> None:
-        """Drop what was saved and let the originals go on."""
-        self.shipment.discard()
-        self._let_go()
+        """Drop what was saved and let the originals go on, which they do in any case; KernelError if it cannot be dropped."""
+        try:
+            self.shipment.discard()
+        finally:
+            self._let_go()
 
     def end(self) -> None:
         """Let go of all that this process holds, for its end: what can outlive it stays."""

@@ -49,7 +49,9 @@ def make_folder(path: Path) -> None:
     make_folder(path.parent)
     try:
         path.mkdir(0o700)
-    except FileExistsError:  # somebody was faster
+    except FileExistsError:  # somebody was faster, or it is something else
+        if not path.is_dir():
+            raise
         return
     sync_folder(path.parent)
 

@@ -120,8 +120,11 @@ class _Again:
     def stream(self, token: int) -> None:
         raise AssertionError("nothing was sent as a stream")
 
-    def finish(self) -> None:
+    def finish(self, *, whole: bool = True) -> None:
         raise AssertionError("nothing was loaded")
+
+    def abandon(self) -> None:
+        raise AssertionError("nothing came")
 
 
 def check_same_incarnation() -> None:

@@ -6,8 +6,10 @@ Without one, everything goes by images. What came is asked of both.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from fdbox.errors import FdboxError, ManifestInvalid
 from fdbox.handover.manifest import INDEX_SESSION
 from fdbox.linux import paths
 from fdbox.model import Carriage
@@ -24,12 +26,16 @@ class KernelAndImage:
 
     name = "kernel and image"
     in_place = True
-    streams = True
 
     def __init__(self, kernel: Carrier[OwnedFd], image: Carrier[OwnedFd]) -> None:
         """Take both."""
         self.kernel = kernel
         self.image = image
+
+    @property
+    def streams(self) -> bool:
+        """Whether there is a place for them."""
+        return self.image.carriage().carrier is not None
 
     def now(self) -> Carrier[OwnedFd]:
         """Return this one if the kernel carries, else the image carrier."""
@@ -70,7 +76,12 @@ class KernelAndImage:
 
     def indexes(self) -> Sequence[str]:
         """Return those of both; images are from before what the kernel brings, which crosses one jump only."""
-        return [*self.image.indexes(), *self.kernel.indexes()]
+        return [*self.kernel.indexes(), *self.image.indexes()]
+
+    def tidy(self) -> None:
+        """Tidy both."""
+        self.kernel.tidy()
+        self.image.tidy()
 
     def receive(self, name: str) -> Delivery[OwnedFd] | None:
         """Ask both."""
@@ -146,10 +157,21 @@ class _Delivery:
         return self._kernel.take(token)
 
     def stream(self, token: int) -> Stream | None:
-        """Return the image's stream, if it has one under this token."""
-        return self._image.stream(token)
+        """Return the image's stream, if it has one under this token. A damaged image takes nothing of the kernel's with it."""
+        try:
+            return self._image.stream(token)
+        except ManifestInvalid:
+            with suppress(FdboxError):
+                self._kernel.take(token).close()
+                return None
+            raise
 
-    def finish(self) -> None:
+    def finish(self, *, whole: bool = True) -> None:
         """Finish both."""
-        self._image.finish()
-        self._kernel.finish()
+        self._image.finish(whole=whole)
+        self._kernel.finish(whole=whole)
+
+    def abandon(self) -> None:
+        """Abandon both."""
+        self._image.abandon()
+        self._kernel.abandon()

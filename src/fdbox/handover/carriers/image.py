@@ -8,7 +8,8 @@
 
 A power cut at any point leaves either the boxes as an index names them, or none. A file is complete, and safe
 (fsync), before it gets its name; the index comes after the boxes; it is replaced in one step; and no box goes before
-an index is safe that does not name it. An arrival takes the index away first, and the boxes after it.
+an index is safe that does not name it. An arrival takes the index away first, and the boxes after it. When all has come, what no
+index names is removed: it was not sealed yet when its kernel ended.
 
 What is in the folder of the running kernel's own incarnation is never read: nothing is loaded where it was saved.
 Memory goes as it was when it was sealed; what is written to it late, `is_unchanged` notices.
@@ -80,8 +81,11 @@ class ImageCarrier:
         """Return whether the folder is there, or can be made, outlives the kernel, and is this process's."""
         if (why := obstacle(self.directory)) is not None:
             return why
-        if self.directory.exists() and not self._has_lock():
-            return _used_by_another(self.directory)
+        try:
+            if self.directory.exists() and not self._has_lock():
+                return _used_by_another(self.directory)
+        except OSError as error:
+            return _cannot_write(self.directory, error.errno or 0)
         return Carriage(self.name)
 
     def close(self) -> None:
@@ -91,8 +95,17 @@ class ImageCarrier:
             self._lock = None
 
     def _has_lock(self) -> bool:
-        """Return whether the folder is this process's: two would take each other's files away."""
-        if self._lock is None and self.directory.is_dir():
+        """Return whether the folder is this process's: two would take each other's files away. OSError.
+
+        Another folder may have been put in its place: that has a lock of its own.
+        """
+        if not self.directory.is_dir():
+            return False
+        if self._lock is not None:
+            held, there = os.fstat(self._lock.fileno()), self.directory.stat()
+            if not os.path.samestat(held, there):
+                self.close()
+        if self._lock is None:
             self._lock = files.lock_folder(self.directory)
         return self._lock is not None
 
@@ -111,27 +124,46 @@ class ImageCarrier:
 
         Without its past, nothing can be said of what it names: that is left, then, for the next incarnation.
         """
-        if not self._has_lock() or not (self.own / _INDEX).exists():
+        try:
+            if not self._has_lock() or not (self.own / _INDEX).exists():
+                return None
+            if not has_past:
+                self._set_aside()
+                return None
+        except OSError as error:  # then nothing can be written there, either
+            log.error("cannot look into %s: %s", self.directory, error.strerror)  # noqa: TRY400 - the sentence says it all
             return None
-        if has_past:
-            return _Shipment(self, INDEX_SESSION)
+        self.live[INDEX_SESSION] = _Shipment(self, INDEX_SESSION)
+        return self.live[INDEX_SESSION]
+
+    def _set_aside(self) -> None:
         for number in itertools.count(1):
             aside = self.directory / f"{self.own.name}.{number}"
             if not aside.exists():
                 self.own.rename(aside)
                 files.sync_folder(self.directory)
-                return None
-        raise AssertionError("there are always more numbers")
+                return
 
     def indexes(self) -> list[str]:
-        """Return what other incarnations have left, the oldest first."""
-        found = [folder / _INDEX for folder in self._foreign() if (folder / _INDEX).exists()]
-        if not self._has_lock():
-            if found:
+        """Return what other incarnations have left, the newest first; KernelError."""
+        try:
+            found = [folder / _INDEX for folder in self._foreign() if (folder / _INDEX).exists()]
+            if found and not self._has_lock():
                 log.error("another fdbox uses %s: what is there does not arrive", self.directory)
-            return []
-        found.sort(key=lambda path: path.stat().st_mtime_ns)
+                return []
+            found.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        except OSError as error:
+            raise _failed("look into", self.directory, error) from error
         return [f"{INDEX_SESSION}@{path.parent.name}" for path in found]
+
+    def tidy(self) -> None:
+        """Remove boxes that no index names: they were not sealed yet when their kernel ended, or have arrived."""
+        try:
+            for folder in self._foreign() if self._has_lock() else ():
+                if not (folder / _INDEX).exists():
+                    _remove(folder, ".image", ".done", ".new")
+        except OSError as error:
+            log.warning("what nobody needs is still in %s: %s", self.directory, error)
 
     def receive(self, name: str) -> _Delivery | None:
         """Return what another incarnation has left under a name.
@@ -190,38 +222,55 @@ class ImageCarrier:
         """Take note that an index is safe which can name what is live, or that there is none; let go of all else."""
         self._published = frozenset(self.live) if INDEX_SESSION in self.live else frozenset()
         kept = {self.path_of(name).name for name in self.live}
-        with contextlib.suppress(FileNotFoundError):
+        with self._needless(), contextlib.suppress(FileNotFoundError):
             for path in self.own.iterdir():
                 if path.name not in kept:
                     path.unlink()
             files.sync_folder(self.own)
 
     def dropped(self, name: str) -> None:
-        """Let go of a shipment: at once if no index can name it, else when the next index is safe."""
-        self.live.pop(name, None)
+        """Let go of a shipment: at once if no index can name it, else when the next index is safe.
+
+        OSError: an index is still there.
+        """
         if name == INDEX_SESSION:
             self.path_of(name).unlink(missing_ok=True)
             files.sync_folder(self.own)
+            del self.live[name]
             self.published()
-        elif name not in self._published:
-            self.path_of(name).unlink(missing_ok=True)
+            return
+        del self.live[name]
+        if name not in self._published:
+            with self._needless():
+                self.path_of(name).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _needless(self) -> Iterator[None]:
+        """Say that something which no index names is still there: it takes room, and does no harm."""
+        try:
+            yield
+        except OSError as error:
+            log.warning("what nobody needs is still in %s: %s", self.own, error)
 
 
 def obstacle(directory: Path) -> Carriage | None:
     """Return why no image can be in a folder, which need not be there yet; None if it can."""
-    there = next(path for path in (directory, *directory.parents) if path.exists())
     try:
+        there = next(path for path in (directory, *directory.parents) if path.exists())
+        in_memory = lasting.in_memory(there)
         if os.statvfs(there).f_flag & os.ST_RDONLY:
-            code = errno.EROFS
-        elif not os.access(there, os.W_OK | os.X_OK):
-            code = errno.EACCES
-        elif lasting.in_memory(there):
-            why = f"{directory} is in memory, and ends with the kernel"
-            return Carriage(None, why, _ANYWHERE_ELSE)
-        else:
-            return None
+            return _cannot_write(directory, errno.EROFS)
+        if not os.access(there, os.W_OK | os.X_OK):
+            return _cannot_write(directory, errno.EACCES)
     except OSError as error:
-        code = error.errno or 0
+        return _cannot_write(directory, error.errno or 0)
+    if in_memory:
+        why = f"{directory} is in memory, and ends with the kernel"
+        return Carriage(None, why, _ANYWHERE_ELSE)
+    return None
+
+
+def _cannot_write(directory: Path, code: int) -> Carriage:
     why = f"no image can be written to {directory}: {os.strerror(code)}"
     return Carriage(None, why, _ANYWHERE_ELSE)
 
@@ -256,13 +305,17 @@ class _Shipment:
 
         Raises:
             NoRoom: the file system has too little, or had.
+            CannotCarry: what an index would name is gone.
             ParcelRefused: one is no file.
             KernelError: one cannot be read, or the file cannot be written.
         """
         path = self._home.path_of(self.name)
         try:
             self._home.prepare()
-            _check_room(path.parent, parcels)
+            if self.name == INDEX_SESSION:
+                self._check_complete()
+            else:
+                _check_room(path.parent, parcels)
             self._chunks = _write(path, parcels)
         except OSError as error:
             raise _failed("write", path, error) from error
@@ -271,6 +324,15 @@ class _Shipment:
         if self.name == INDEX_SESSION:
             self._replace()
             self._home.published()
+
+    def _check_complete(self) -> None:
+        """Raise CannotCarry if somebody has removed an image."""
+        for name in self._home.live:
+            path = self._home.path_of(name)
+            if name != INDEX_SESSION and not path.exists():
+                raise CannotCarry(
+                    f"somebody has removed {path}", remedy="unseal all boxes, and seal them again"
+                )
 
     def _replace(self) -> None:
         if isinstance(self._replacing, _Shipment):
@@ -284,13 +346,14 @@ class _Shipment:
         return imagefile.is_unchanged(self._parcels[token], self._chunks[token])
 
     def discard(self) -> None:
-        """Take the file away, as soon as nothing can name it."""
-        if not self._is_over:
-            self._is_over = True
-            try:
-                self._home.dropped(self.name)
-            except OSError as error:
-                raise _failed("remove", self._home.path_of(self.name), error) from error
+        """Take the file away, as soon as nothing can name it; KernelError if an index is still there: it can be tried again."""
+        if self._is_over or self._home.live.get(self.name) is not self:
+            return
+        try:
+            self._home.dropped(self.name)
+        except OSError as error:
+            raise _failed("remove", self._home.path_of(self.name), error) from error
+        self._is_over = True
 
     def release(self) -> None:
         """Do nothing: it stays for the next incarnation."""
@@ -364,11 +427,10 @@ class _Delivery:
         self._open.add(token)
         return _Noticed(stored, self._noticing, lambda: self._open.discard(token))
 
-    def finish(self) -> None:
+    def finish(self, *, whole: bool = True) -> None:
         """Let go of an image: of a box when its index goes, of an index at once, and then of its boxes."""
-        fds, self._taken = [self._fd, *self._taken.values()], {}
-        for fd in fds:
-            fd.close()
+        self._is_kept |= not whole
+        self._close()
         if self._path is None or not self._path.exists():
             return
         try:
@@ -380,6 +442,15 @@ class _Delivery:
                 _mark_done(self._path)
         except OSError as error:
             raise _failed("remove", self._path, error) from error
+
+    def abandon(self) -> None:
+        """Keep it, whatever it is."""
+        self.finish(whole=False)
+
+    def _close(self) -> None:
+        fds, self._taken = [self._fd, *self._taken.values()], {}
+        for fd in fds:
+            fd.close()
 
     def _table(self) -> dict[int, Stored]:
         if self._stored is None:
@@ -401,6 +472,13 @@ class _Delivery:
             self._is_kept = True
             kept = f"{self._path} stays, as .kept"
             raise ManifestInvalid(f"the image: {error.message}", remedy=kept) from error
+        except OSError as error:
+            self._is_kept = True
+            raise KernelError(
+                f"cannot read the image: {error.strerror}",
+                errno=error.errno or 0,
+                remedy=f"{self._path} stays, as .kept",
+            ) from error
         except BaseException:
             self._is_kept = True
             raise
@@ -432,8 +510,13 @@ def _let_go(index: Path) -> None:
     folder = index.parent
     index.unlink()
     files.sync_folder(folder)
+    _remove(folder, ".done", ".new")
+
+
+def _remove(folder: Path, *suffixes: str) -> None:
+    """Remove files of these kinds, and the folder, if nothing else is there."""
     for path in folder.iterdir():
-        if path.suffix in (".done", ".new"):
+        if path.suffix in suffixes:
             path.unlink()
     with contextlib.suppress(OSError):  # what has not arrived stays
         folder.rmdir()

@@ -108,6 +108,9 @@ class KernelCarrier:
         """Return the one name that there is."""
         return (INDEX_SESSION,)
 
+    def tidy(self) -> None:
+        """Do nothing: what nobody retrieves ends with this kernel."""
+
     def receive(self, name: str) -> _Delivery | None:
         """Return the session of that name from the last kernel; None where it, or the whole device, is not there."""
         try:
@@ -230,7 +233,10 @@ class _Delivery:
     def stream(self, token: int) -> None:
         """Return that it is to be taken: the kernel brings no streams."""
 
-    def finish(self) -> None:
+    def finish(self, *, whole: bool = True) -> None:  # noqa: ARG002 - the kernel keeps all or nothing
         """Let the kernel go, and close the session."""
         with self._session:
             self._session.finish()
+
+    def abandon(self) -> None:
+        """Do nothing: a session that is not finished keeps its memory as long as it is open."""

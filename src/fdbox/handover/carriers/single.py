@@ -113,6 +113,9 @@ class _Writing:
         """Return nothing: a file has no index."""
         return ()
 
+    def tidy(self) -> None:
+        """Do nothing: the file is its owner's."""
+
     def receive(self, name: str) -> None:
         """Return None: `read` reads."""
 
@@ -168,5 +171,8 @@ class _Reading:
         """Return the bytes of a parcel, or None if there is none."""
         return self._stored.get(token)
 
-    def finish(self) -> None:
+    def finish(self, *, whole: bool = True) -> None:
         """Do nothing: the file is its owner's."""
+
+    def abandon(self) -> None:
+        """Do nothing, likewise."""
