@@ -215,6 +215,19 @@ def test_what_no_index_names_is_removed_when_all_has_come(home: Home) -> None:
     assert home.files() == ["fdbox-y.kept"]
 
 
+def test_nothing_is_removed_while_an_index_cannot_be_read(home: Home) -> None:
+    home.box("a", x=b"one")
+    home.publish()
+    (home.carrier.own / "index").write_bytes(b"of another version")
+    (home.directory / "another").mkdir()
+    (home.directory / "another" / "fdbox-x.image").write_bytes(b"named by whatever that index is")
+    before = home.files()
+    home.boot()
+    came, lost = home.arrive()
+    assert (came, len(lost)) == ({}, 1)
+    assert home.files() == before
+
+
 def test_a_file_where_the_folder_should_be_is_told(home: Home) -> None:
     home.directory.write_text("no folder")
     carriage = home.carrier.carriage()

@@ -101,25 +101,28 @@ def arrive(carrier: Carrier[OwnedFd], kernel: Kernel, past: Past) -> Iterator[St
     Raises:
         KernelError: the carrier itself cannot be asked.
     """
+    is_understood = True
     for name in carrier.indexes():
         if name in past.done:
             yield from _finish(carrier, past, name)
         else:
-            yield from _index(carrier, kernel, past, name)
-    carrier.tidy()
+            is_understood &= yield from _index(carrier, kernel, past, name)
+    if is_understood:
+        carrier.tidy()
 
 
 def _index(
     carrier: Carrier[OwnedFd], kernel: Kernel, past: Past, name: str
-) -> Generator[Step, None, None]:
+) -> Generator[Step, None, bool]:
+    """Yield what an index names; return False if nobody can read it: what it names stays, whatever that is."""
     delivery = yield from _receive(carrier, name, past)
     if delivery is None:
-        return
+        return True
     try:
         index = _read_index(delivery, kernel.incarnation())
     except FdboxError as error:
         yield Loss(None, "", f"the index of what came: {error}")
-        return
+        return False
     for session, box in index.boxes:
         if session in past.done:
             yield from _finish(carrier, past, session)
@@ -127,6 +130,7 @@ def _index(
             yield from _box(carrier, kernel, past, session, box)
     yield AllCame(name)
     yield from _let_go(delivery, name)
+    return True
 
 
 def _finish(carrier: Carrier[OwnedFd], past: Past, session: str) -> Iterator[Step]:
