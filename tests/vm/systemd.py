@@ -45,6 +45,7 @@ def lay_units(layer: Path) -> None:
     units = layer / "etc/systemd/system"
     shutil.copytree(UNITS, units)
     (units / "guest.service").write_text(_GUEST)
+    (units / "tmp.mount").symlink_to("/dev/null")  # this checkout may be in /tmp
     (units / "fdbox.service.d").mkdir()
     (units / "fdbox.service.d/vm.conf").write_text(_FDBOX)
     (layer / "usr/bin").mkdir(parents=True)
