@@ -45,8 +45,8 @@ def status(entries: int = 3) -> StatusReply:
     )
 
 
-def daemon(boot: float = 0.1, entries: int = 3) -> Daemon:
-    lies = interface.Layout(pages=2560, huge_pages=5, runs=5)
+def daemon(boot: float = 0.1, entries: int = 3, runs: int | None = 5) -> Daemon:
+    lies = interface.Layout(pages=2560, huge_pages=5, runs=runs)
     prediction = interface.Prediction(
         box="",
         owner=0,
@@ -55,7 +55,7 @@ def daemon(boot: float = 0.1, entries: int = 3) -> Daemon:
         boot_seconds=boot,
         retrieve_seconds=0.1,
     )
-    return Daemon(status=status(entries), uid=0, pid=7, held=10 * MIB, prediction=prediction)
+    return Daemon(status=status(entries), uid=0, pid=7, prediction=prediction)
 
 
 IMAGE_FILE = KernelImage(
@@ -344,6 +344,7 @@ CASES: list[tuple[str, Facts, Level, tuple[str, ...], str]] = [
     ("daemon", asked(daemon=None), Level.WARNING, NO_WAY, "fdbox serve"),
     ("daemon", unlike(version="2"), Level.WARNING, NO_WAY, "fdbox reexec"),
     ("scattered", asked(daemon=daemon(boot=30.0)), Level.WARNING, NO_WAY, "fdbox compact"),
+    ("scattered", asked(daemon=daemon(runs=None)), Level.OK, NO_WAY, ""),
     ("scattered", asked(daemon=None), Level.UNKNOWN, NO_WAY, "root"),
     (
         "images",
@@ -356,6 +357,15 @@ CASES: list[tuple[str, Facts, Level, tuple[str, ...], str]] = [
     ("images", unlike(images_may_be_in_memory=True), Level.UNKNOWN, NO_WAY, "on a disk"),
     ("image-room", unlike(images_free=MIB), Level.OBSTACLE, FILES, "[image] directory"),
     ("image-room", unlike(images=None), Level.UNKNOWN, NO_WAY, "root"),
+    ("image-room", unlike(images_free=25 * MIB), Level.OBSTACLE, FILES, "free some"),
+    ("image-room", unlike(images_free=26 * MIB), Level.OK, NO_WAY, ""),
+    (
+        "image-room",
+        asked(daemon=replace(daemon(), prediction=None)),
+        Level.UNKNOWN,
+        NO_WAY,
+        "root",
+    ),
     (
         "image-room",
         unlike(images_free=0, asked=replace(GOOD.asked, daemon=None)),

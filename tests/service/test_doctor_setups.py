@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import fdbox
+from fdbox.linux import memfd
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -193,6 +196,16 @@ def test_a_daemon_of_root_asked_by_nobody(
     expected = {"capabilities": "ok", "daemon": "ok", "images": "unknown", "image-room": "unknown"}
     setup = Setup(expected, program=[*AS, NOBODY], environment={**HOMELESS, "HOME": "/nonexistent"})
     compare("a daemon of root, asked by nobody", expected, ask(setup, folder, socket_path))
+
+
+def test_memory_is_counted_once_and_without_its_holes(
+    daemon_process: subprocess.Popen[str], folder: Path, socket_path: Path
+) -> None:
+    with fdbox.connect(socket_path) as client, memfd.create("sparse", 200 << 30) as memory:
+        os.pwrite(memory.fileno(), b"x", 100 << 30)
+        client.box("sparse").put_many({"one": memory, "two": memory})
+    expected = {"image-room": "ok", "images": "ok", "scattered": "ok"}
+    compare("a memory of holes, twice", expected, ask(Setup(expected), folder, socket_path))
 
 
 def test_a_daemon_asked_from_a_container_in_which_it_is_not_seen(

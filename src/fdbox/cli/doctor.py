@@ -128,20 +128,12 @@ def _sockets() -> list[Path]:
 
 
 def _look_at(client: fdbox.Client, path: Path) -> Daemon:
-    is_root = os.geteuid() == 0
-    sizes = [
-        entry.size or 0
-        for box in client.boxes()
-        for entry in client.existing_box(box.name, box.owner if is_root else None).list()
-    ]
     try:
-        prediction = client.predict().total if is_root else None
+        prediction = client.predict().total if os.geteuid() == 0 else None
     except FdboxError:  # an older one cannot
         prediction = None
     who = peer.answerer(path, wire.encode_call(f"{SERVICE}.GetInfo", interface.Nothing()))
-    return Daemon(
-        status=client.status(), uid=who.uid, pid=who.pid, held=sum(sizes), prediction=prediction
-    )
+    return Daemon(status=client.status(), uid=who.uid, pid=who.pid, prediction=prediction)
 
 
 # --- the next kernel -------------------------------------------------------------------------------------------------

@@ -34,9 +34,7 @@ class Daemon:
     #: the user it runs as, and its process; 0: not seen from here
     uid: int
     pid: int
-    #: bytes of all that this user may see in boxes
-    held: int
-    #: what memory adds to an update by the kernel; None: only root may ask
+    #: how memory in boxes lies, and what it adds to an update by the kernel; None: only root may ask
     prediction: Prediction | None = None
 
 
@@ -108,6 +106,7 @@ class Facts:
     #: of the code that is installed
     version: str = ""
     images: Carriage | None = None
+    #: bytes that the file system of images has free
     images_free: int | None = None
     #: they go to an overlay, and what that writes to is not seen from here
     images_may_be_in_memory: bool = False

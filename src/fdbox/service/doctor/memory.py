@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fdbox.handover.carriers.image import RESERVE
+from fdbox.linux.layout import PAGE
 from fdbox.service.doctor.said import FILES, Said, obstacle, ok, unknown, warning
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def images(facts: Facts) -> Said:
 
 
 def room(facts: Facts) -> Said:
-    """Whether all that boxes hold would fit there."""
+    """Whether the memory that boxes hold would fit there."""
     if facts.images is None:
         return unknown(
             "how much room there is for images is not to be seen",
@@ -43,11 +45,20 @@ def room(facts: Facts) -> Said:
         )
     if facts.images.carrier is None or facts.images_free is None:
         return ok("nothing to measure: no image can be written")
-    free = f"{facts.asked.image_directory} takes {facts.images_free >> 20} MiB"
-    if facts.asked.daemon is None:
-        return ok(f"nothing is held, and {free}")
-    text = f"boxes hold {facts.asked.daemon.held >> 20} MiB, and {free}"
-    if facts.asked.daemon.held > facts.images_free:
+    free = max(0, facts.images_free - RESERVE)
+    takes = f"{facts.asked.image_directory} takes {free >> 20} MiB"
+    daemon = facts.asked.daemon
+    if daemon is None:
+        return ok(f"nothing is held, and {takes}")
+    if daemon.prediction is None:
+        return unknown(
+            f"how much memory boxes hold is not to be seen; {takes}",
+            "run this as root, with fdbox running",
+        )
+    # Not the sizes of entries: they count holes, and what two entries share twice.
+    held = daemon.prediction.layout.pages * PAGE
+    text = f"boxes hold {held >> 20} MiB of memory, and {takes}"
+    if held > free:
         return obstacle(text, f"free some, or {_ANOTHER}", FILES)
     return ok(text)
 
@@ -72,8 +83,10 @@ def scattered(facts: Facts) -> Said:
             "how memory in boxes lies is not to be seen", "run this as root, with fdbox running"
         )
     cost = daemon.prediction
+    runs = cost.layout.runs
+    lies = "runs that fdbox may not see" if runs is None else f"{runs} runs"
     text = (
-        f"memory in {cost.layout.runs} runs adds {cost.preserve_seconds:.1f} s to seal, {cost.boot_seconds:.1f} s to the "
+        f"memory in {lies} adds {cost.preserve_seconds:.1f} s to seal, {cost.boot_seconds:.1f} s to the "
         f"next kernel's boot, {cost.retrieve_seconds:.1f} s to arrive, where the kernel carries it"
     )
     if cost.boot_seconds > _SLOW_BOOT_SECONDS:
