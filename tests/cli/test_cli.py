@@ -167,7 +167,9 @@ def test_get_gives_descriptors_as_systemd_does(
 
 
 def test_status(fdbox: Run) -> None:
-    assert fdbox("status", "--json").json["phase"] == "idle"
+    document = fdbox("status", "--json").json
+    assert document["phase"] == "idle"
+    assert document["images"] == os.environ["STATE_DIRECTORY"]
     said = fdbox("status").out
     assert "update       idle" in said
     assert "0 entries in 0 boxes" in said

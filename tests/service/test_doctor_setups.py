@@ -13,7 +13,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -126,6 +126,12 @@ SETUPS = {
 
 def ask(setup: Setup, folder: Path, socket: Path | None = None) -> dict[str, object]:
     """Return what the doctor says: levels by check, and "ways"."""
+    said = hear(setup, folder, socket)
+    return {"ways": said["ways"], **{one["check"]: one["level"] for one in said["findings"]}}
+
+
+def hear(setup: Setup, folder: Path, socket: Path | None = None) -> dict[str, Any]:
+    """Return the doctor's whole document."""
     words = ["doctor", "--json", *(["--socket", str(socket)] if socket else [])]
     text = setup.configuration
     if "/top" in setup.script:
@@ -145,9 +151,9 @@ def ask(setup: Setup, folder: Path, socket: Path | None = None) -> dict[str, obj
         check=False,
     )
     assert done.stderr == ""
-    said = json.loads(done.stdout)
+    said: dict[str, Any] = json.loads(done.stdout)
     assert done.returncode == (0 if said["ways"] else 1)
-    return {"ways": said["ways"], **{one["check"]: one["level"] for one in said["findings"]}}
+    return said
 
 
 def compare(name: str, expected: Mapping[str, object], said: Mapping[str, object]) -> None:
@@ -196,6 +202,18 @@ def test_a_daemon_of_root_asked_by_nobody(
     expected = {"capabilities": "ok", "daemon": "ok", "images": "unknown", "image-room": "unknown"}
     setup = Setup(expected, program=[*AS, NOBODY], environment={**HOMELESS, "HOME": "/nonexistent"})
     compare("a daemon of root, asked by nobody", expected, ask(setup, folder, socket_path))
+
+
+@pytest.mark.parametrize("text", [None, "[image]\nfolder = '/x'\n"])
+def test_the_folder_of_images_is_the_daemons_own(
+    daemon_process: subprocess.Popen[str], folder: Path, socket_path: Path, text: str | None
+) -> None:
+    own = os.environ["STATE_DIRECTORY"]
+    elsewhere = {"STATE_DIRECTORY": "/dev/shm/fdbox-doctor"}  # which would be an obstacle
+    said = hear(Setup({}, environment=elsewhere, configuration=text), folder, socket_path)
+    found = {one["check"]: one for one in said["findings"]}
+    assert found["images"]["says"] == f"images can be written to {own}"
+    assert found["configuration"]["level"] == ("ok" if text is None else "warning")
 
 
 def test_memory_is_counted_once_and_without_its_holes(

@@ -92,7 +92,16 @@ def _asked(options: argparse.Namespace) -> Asked:
 def _image_directory(
     path: Path | None, daemon: Daemon | None
 ) -> tuple[Path | None, ConfigurationError | None]:
-    """Return where the daemon's images are, and what is wrong with its configuration."""
+    """Return where the daemon's images are, as it says itself, and what is wrong with its configuration."""
+    directory, misconfigured = _configured(path, daemon)
+    told = "" if daemon is None else daemon.status.images
+    return Path(told) if told else directory, misconfigured
+
+
+def _configured(
+    path: Path | None, daemon: Daemon | None
+) -> tuple[Path | None, ConfigurationError | None]:
+    """Return where the configuration has the images, and what is wrong with it."""
     of_the_machine = daemon is not None and daemon.uid == 0 and os.geteuid() != 0
     if path is None and of_the_machine and configuration.SYSTEM_PATH.exists():
         path = configuration.SYSTEM_PATH

@@ -105,7 +105,7 @@ class Service:
     ) -> None:
         """Put the parts together, inside a running event loop; nothing is served yet.
 
-        `reports` is the folder where it is written down how an update went. `check` returns the version of the code that would take over, or raises UpgradeRefused.
+        `reports` is the folder of images, where it is also written down how an update went. `check` returns the version of the code that would take over, or raises UpgradeRefused.
         """
         self._check = check
         #: done when this process is to end; True: another one takes over
@@ -130,6 +130,7 @@ class Service:
             self.replace,
             version=version,
             timeout=config.update.timeout,
+            images=reports,
         )
         self.server: Server = Server(
             methods.table(),

@@ -19,6 +19,7 @@ from fdbox.varlink import interface, wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
 
     from fdbox.linux.fd import OwnedFd
     from fdbox.model import BoxKey
@@ -46,8 +47,12 @@ class Methods:
         *,
         version: str,
         timeout: float,
+        images: Path | None,
     ) -> None:
-        """`discard` closes descriptors off the event loop; `replace` has other code take over; `timeout` (seconds) is an update's default."""
+        """`discard` closes descriptors off the event loop; `replace` has other code take over.
+
+        `timeout` (seconds) is an update's default, `images` the folder of images.
+        """
         self._vault = vault
         self._boxes = vault.boxes
         self._live = live
@@ -55,6 +60,7 @@ class Methods:
         self._replace = replace
         self._version = version
         self._timeout = timeout
+        self._images = images
         self._transfer = Transfer(vault, live, discard)
         self._layouts = Layouts(vault, live)
 
@@ -288,6 +294,7 @@ class Methods:
                     for loss in self._vault.losses
                     if replies.may_know(call.peer, loss)
                 ],
+                images="" if self._images is None else str(self._images),
             )
         )
 

@@ -263,7 +263,7 @@ class Ready(_Struct, frozen=True, kw_only=True):
 
 
 class StatusReply(_Struct, frozen=True, kw_only=True):
-    """The daemon's state, and what the last handover brought and lost."""
+    """The daemon's state, and what the last handover brought and lost; `images` is their folder (older ones do not say)."""
 
     version: str
     incarnation: str
@@ -276,6 +276,7 @@ class StatusReply(_Struct, frozen=True, kw_only=True):
     entries: int
     arrived: int
     lost: list[Loss]
+    images: str = ""
 
 
 class ReexecReply(_Struct, frozen=True, kw_only=True):
