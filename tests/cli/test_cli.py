@@ -177,7 +177,7 @@ def test_status(fdbox: Run) -> None:
 
 def test_an_update_that_cannot_be(fdbox: Run, tmp_path: Path) -> None:
     image = tmp_path / "kernel"
-    image.touch()
+    image.write_text("no kernel")
     assert fdbox("update", "--kernel", str(tmp_path / "none")).status == 2
     failed = fdbox(
         "update", "--kernel", str(image), "--initrd", str(image), "--reuse-cmdline", "--json"

@@ -73,7 +73,8 @@ def test_json(image: Path, capsys: Capture) -> None:
     ("arguments", "status", "text"),
     [
         (["/etc/passwd"], 39, "/etc/passwd: this is no kernel image"),
-        (["/"], 39, "a regular file"),
+        (["/"], 2, "cannot open /: it is a directory, not a regular file"),
+        (["/dev/zero"], 2, "cannot open /dev/zero: it is a device"),
         (["/no/where"], 2, "cannot open /no/where"),
         (["1.2.3"], 2, "no kernel 1.2.3 in /boot, /efi, "),
         (["/etc/passwd", "--append", "x", "--reuse-cmdline"], 2, "not allowed with"),
@@ -87,6 +88,44 @@ def test_what_it_refuses(arguments: list[str], status: int, text: str, capsys: C
 def test_a_configuration_that_cannot_be_read(image: Path, capsys: Capture) -> None:
     assert main.run(["inspect", str(image), "--config", "/no/where"]) == 2
     assert "cannot read /no/where" in capsys.readouterr().err
+    assert main.run(["inspect", str(image), "--config", "/dev/zero"]) == 2
+    assert "cannot read /dev/zero: it is a device" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(60)
+def test_nothing_waits_for_who_writes_to_a_fifo(image: Path, capsys: Capture) -> None:
+    fifo, own = str(image.with_name("fifo")), str(image)
+    os.mkfifo(fifo)
+    for words in (
+        ["inspect", fifo],
+        ["inspect", own, "--config", fifo],
+        ["doctor", "--kernel", fifo],
+        ["update", "--kernel", fifo],
+        ["update", "--kernel", own, "--initrd", fifo],
+        ["import", fifo],
+    ):
+        assert main.run(words) == 2
+        assert f"{fifo}: it is a FIFO, not a regular file" in capsys.readouterr().err
+
+
+def test_the_doctor_looks_at_an_initrd_as_update_does(
+    image: Path, tmp_path: Path, socket_path: Path, capsys: Capture
+) -> None:
+    empty = tmp_path / "empty"
+    empty.touch()
+    for initrd, said in (
+        ("/no/where", "cannot open /no/where: No such file"),
+        (str(tmp_path), "it is a directory"),
+        ("/dev/zero", "it is a device"),
+        (str(empty), "is empty"),
+    ):
+        words = ["--socket", str(socket_path), "--initrd", initrd]
+        assert main.run(["doctor", *words]) == 2, "also without a kernel"
+        assert said in capsys.readouterr().err
+        assert main.run(["doctor", "--kernel", str(image), *words]) == 2
+        assert said in capsys.readouterr().err
+        assert main.run(["update", "--kernel", str(image), *words]) == 2
+        assert said in capsys.readouterr().err
 
 
 def with_boot(boot: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -109,13 +148,18 @@ def test_update_by_version_says_what_it_takes(image: Path, socket_path: Path) ->
     options = ["--socket", str(socket_path), "--dry-run"]
     done = with_boot(image.parent, "update", "--kernel", VERSION, *options)
     assert done.stdout.splitlines()[0] == f"kernel /boot/vmlinuz-{VERSION}-x, initrd none"
-    image.with_name(f"initrd.img-{VERSION}-x").touch()
+    image.with_name(f"initrd.img-{VERSION}-x").write_text("initrd")
     done = with_boot(image.parent, "update", "--kernel", VERSION, *options)
     said = f"kernel /boot/vmlinuz-{VERSION}-x, initrd /boot/initrd.img-{VERSION}-x"
     assert done.stdout.splitlines()[0] == said
     other = image.with_name("other")
     other.touch()
-    done = with_boot(image.parent, "update", "--kernel", VERSION, "--initrd", str(other), *options)
+    named = ["update", "--kernel", VERSION, "--initrd", str(other)]
+    done = with_boot(image.parent, *named, *options)
+    assert done.returncode == 2
+    assert f"{other} is empty" in done.stderr
+    other.write_text("initrd")
+    done = with_boot(image.parent, *named, *options)
     assert done.stdout.splitlines()[0] == f"kernel /boot/vmlinuz-{VERSION}-x, initrd {other}"
     assert done.returncode not in (0, 2), "the image is no kernel that could be loaded"
     done = with_boot(image.parent, "update", "--kernel", "98.7.5", *options)

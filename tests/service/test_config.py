@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
 
 import pytest
 
 from fdbox.errors import ConfigurationError
 from fdbox.service import config
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_without_a_file_there_are_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,5 +49,24 @@ def test_what_makes_no_sense_is_named(text: str, named: str, tmp_path: Path) -> 
 def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"no .*gone\.toml"):
         config.load(tmp_path / "gone.toml")
-    with pytest.raises(ConfigurationError, match="cannot read"):
+    with pytest.raises(ConfigurationError, match=r"cannot read .*: it is a directory"):
         config.load(tmp_path)
+
+
+@pytest.mark.timeout(20)
+def test_what_would_never_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ConfigurationError, match=r"cannot read .*fifo: it is a FIFO"):
+        config.load(tmp_path / "fifo")
+    with pytest.raises(ConfigurationError, match="cannot read /dev/zero: it is a device"):
+        config.load(Path("/dev/zero"))
+
+
+def test_what_is_no_configuration_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"#" * ((1 << 20) + 1))
+    with pytest.raises(ConfigurationError, match="it has more than 1048576 bytes"):
+        config.load(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigurationError, match=r"config\.toml is no text"):
+        config.load(path)

@@ -149,7 +149,12 @@ def _look_at(client: fdbox.Client, path: Path) -> Daemon:
 
 
 def _next(options: argparse.Namespace) -> tuple[Chosen | None, str]:
-    """Return the next kernel; or the newest one that is installed, and if that cannot be looked at, why."""
+    """Return the next kernel; or the newest one that is installed, and if that cannot be looked at, why.
+
+    What was named must be there: UsageError.
+    """
+    if options.initrd is not None:
+        images.size(options.initrd)
     if options.kernel is not None:
         return _chosen(images.choose(options.kernel), options), ""
     newest = next(iter(installed()), None)
@@ -166,8 +171,7 @@ def _chosen(chosen: images.Chosen, options: argparse.Namespace) -> Chosen:
     initrd = options.initrd or chosen.initrd
     with images.open_image(chosen.path) as file:
         image = inspect(file.fileno())
-    size = 0 if initrd is None else initrd.stat().st_size
-    return image, size, images.command_line(options)
+    return image, 0 if initrd is None else images.size(initrd), images.command_line(options)
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fdbox.errors import UsageError
-from fdbox.linux.fd import OwnedFd, open_path
+from fdbox.linux import regular
 from fdbox.nextkernel.find import Installed, find
 
 if TYPE_CHECKING:
     import argparse
+
+    from fdbox.linux.fd import OwnedFd
 
 #: what the boot loader added, and the next kernel has no use for
 _OF_THE_BOOT_LOADER = ("BOOT_IMAGE=", "initrd=")
@@ -41,13 +42,30 @@ def choose(text: str) -> Chosen:
 
 
 def open_image(path: Path) -> OwnedFd:
-    """Return an image opened; UsageError if that cannot be."""
+    """Return an image opened (a kernel, an initrd, what was exported); UsageError if that cannot be, or has nothing in it."""
+    size(path)
     try:
-        return open_path(path, os.O_RDONLY)
+        return regular.open_to_read(path)
     except OSError as error:
-        raise UsageError(
-            f"cannot open {path}: {error.strerror}", remedy="name an image that you may read"
-        ) from error
+        raise _cannot_open(path, error) from error
+
+
+def size(path: Path) -> int:
+    """Return the bytes of an image, also of one that is not for us to read; UsageError as `open_image`."""
+    try:
+        found = regular.size(path)
+    except OSError as error:
+        raise _cannot_open(path, error) from error
+    if not found:
+        raise UsageError(f"{path} is empty", remedy="copy or download it again")
+    return found
+
+
+def _cannot_open(path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"cannot open {path}: {error.strerror}",
+        remedy="name a file that is there, and that you may read",
+    )
 
 
 def line_arguments(parser: argparse.ArgumentParser) -> None:

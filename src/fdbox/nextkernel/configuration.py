@@ -7,6 +7,8 @@ import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from fdbox.linux import regular
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
@@ -50,9 +52,8 @@ def inside(kernel: bytes, source: str) -> Configuration | None:
 
 
 def from_file(path: Path) -> Configuration | None:
-    """Return the configuration in a file, which may be in gzip; None if that is none. OSError if it cannot be read."""
-    with path.open("rb") as file:
-        data = file.read(_LIMIT)
+    """Return the configuration in a file, which may be in gzip; None if that is none. OSError if it cannot be read, or is too large."""
+    data = regular.read(path, _LIMIT)
     text = _gunzip(data) if data.startswith(b"\x1f\x8b") else data.decode("utf-8", "replace")
     return None if text is None else parse(text, str(path))
 

@@ -9,9 +9,12 @@ from pathlib import Path
 import msgspec
 
 from fdbox.errors import ConfigurationError
+from fdbox.linux import regular
 
 SYSTEM_PATH = Path("/etc/fdbox/config.toml")
 SYSTEM_IMAGES = Path("/var/lib/fdbox")
+#: with every setting it has a few hundred bytes
+_LARGEST = 1 << 20
 
 
 class QuotaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,15 +93,17 @@ def load(path: Path | None) -> Config:
     """
     wanted = path or default_path()
     try:
-        text = wanted.read_text(encoding="utf-8")
+        text = regular.read(wanted, _LARGEST).decode()
     except FileNotFoundError:
         if path is None:
             return Config()
         raise ConfigurationError(
             f"there is no {path}", remedy="create it, or leave it out"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"cannot read {wanted}: {error}") from error
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {wanted}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{wanted} is no text: {error}") from error
     return parse(text, str(wanted))
 
 
