@@ -129,12 +129,17 @@ SETUP_SECTORS = 3
 
 
 def bzimage(
-    payload: bytes, *, size: int = 0, xload: int = 0x3F, version: int = 0x020F, signed: bool = False
+    payload: bytes,
+    *,
+    size: int = 0,
+    xload: int = 0x3F,
+    version: int = 0x020F,
+    signed: bool = False,
+    efi: bool = True,
 ) -> bytes:
-    """Return an x86 image with this payload; `size` is what stands behind it."""
+    """Return an x86 image with this payload; `size` is what stands behind it; `efi`: it is a PE program, too."""
     payload += struct.pack("<I", size)
     setup = bytearray((SETUP_SECTORS + 1) * 512)
-    setup[0:2] = b"MZ"
     setup[0x1F1] = SETUP_SECTORS
     struct.pack_into("<H4sH", setup, 0x1FE, 0xAA55, b"\0\0\0\0", 0)
     setup[0x202:0x206] = b"HdrS"
@@ -143,16 +148,36 @@ def bzimage(
     struct.pack_into("<H", setup, 0x236, xload)
     struct.pack_into("<II", setup, 0x248, 0x100, len(payload))
     struct.pack_into("<QI", setup, 0x258, 0x1000000, 0xE55000)
-    body = bytes(setup) + bytes(0x100) + payload
-    return with_pe(body, 0x280, certificates=b"signature" if signed else b"")
+    code = (bytes(0x100) + payload).ljust((0x100 + len(payload) + 15) // 16 * 16, b"\0")
+    struct.pack_into("<I", setup, 0x1F4, len(code) // 16)
+    if not efi:
+        return bytes(setup) + code
+    certificates = b"signature" if signed else b""
+    return with_pe(bytes(setup) + code, 0x280, text=len(setup), certificates=certificates)
 
 
 def repacked(image: bytes, payload: bytes) -> bytes:
     """Return a real bzImage with another payload, to be read: it would not start."""
-    begin = (image[0x1F1] + 1) * 512 + struct.unpack_from("<I", image, 0x248)[0]
-    setup = bytearray(image[:begin])
-    struct.pack_into("<I", setup, 0x24C, len(payload))
-    return bytes(setup) + payload
+    setup = (image[0x1F1] + 1) * 512
+    begin = setup + struct.unpack_from("<I", image, 0x248)[0]
+    out = bytearray(image[:begin]) + payload
+    out += bytes(-(len(out) - setup) % 16)
+    struct.pack_into("<I", out, 0x1F4, (len(out) - setup) // 16)
+    struct.pack_into("<I", out, 0x24C, len(payload))
+    _end_sections_in(out)
+    return bytes(out)
+
+
+def _end_sections_in(image: bytearray) -> None:
+    """Let no section of a real PE file go beyond its end, and take its certificates away."""
+    (pe,) = struct.unpack_from("<I", image, 0x3C)
+    if image[pe : pe + 4] != b"PE\0\0":
+        return
+    count, optional = struct.unpack_from("<H12xH", image, pe + 6)
+    for at in range(pe + 24 + optional, pe + 24 + optional + count * 40, 40):
+        size, begin = struct.unpack_from("<II", image, at + 16)
+        struct.pack_into("<I", image, at + 16, max(0, min(size, len(image) - begin)))
+    struct.pack_into("<II", image, pe + 24 + 112 + 4 * 8, 0, 0)
 
 
 def replaced(image: bytes, payload: bytes) -> bytes:
@@ -174,13 +199,17 @@ def with_pe(
     data: bytes,
     at: int,
     *,
+    text: int = 0,
     certificates: bytes = b"",
     sections: dict[bytes, bytes] | None = None,
     machine: int = 0x8664,
 ) -> bytes:
-    """Return `data` with a PE header written into it at `at`, and sections and certificates behind it."""
-    out = bytearray(data)
-    sections = sections or {}
+    """Return `data` with a PE header written into it at `at`, and sections and certificates behind it.
+
+    `text` is where a section begins that goes to the end of `data`; 0: there is none.
+    """
+    out = bytearray(data[:text] if text else data)
+    sections = {**({b".text": data[text:]} if text else {}), **(sections or {})}
     out[0:2] = b"MZ"
     struct.pack_into("<I", out, 0x3C, at)
     struct.pack_into("<4sHH12xHH", out, at, b"PE\0\0", machine, len(sections), 112 + 16 * 8, 0x22)
@@ -199,17 +228,20 @@ def with_pe(
     return bytes(out)
 
 
-def arm64(plain: bytes, *, size: int = 0x2000000) -> bytes:
-    """Return an arm64 Image: a header of 64 bytes, and the kernel."""
-    head = struct.pack("<4sIQQQ24x4sI", b"MZ\0\x91", 0, 0, size, 0xA, MAGIC_ARM64, 0)
-    return head + plain
+def arm64(plain: bytes, *, size: int = 0x2000000, efi: bool = True) -> bytes:
+    """Return an arm64 Image: a header of 64 bytes, and the kernel; `efi`: it is a PE program, too."""
+    start = b"MZ\0\x91" if efi else b"\x1f\x20\x03\xd5"  # the latter does nothing
+    head = struct.pack("<4sIQQQ24x4sI", start, 0, 0, size, 0xA, MAGIC_ARM64, 0)
+    if not efi:
+        return head + plain
+    return with_pe(head + bytes(0x1C0) + plain, 0x40, text=0x200, machine=0xAA64)
 
 
 def zboot(packed: bytes, *, machine: int = 0xAA64) -> bytes:
     """Return an EFI zboot image with a packed Image in it."""
     head = bytearray(0x200)
     struct.pack_into("<4s4sIIII32s", head, 0, b"MZ\0\0", b"zimg", 0x200, len(packed), 0, 0, b"gzip")
-    return with_pe(bytes(head) + packed, 0x40, machine=machine)
+    return with_pe(bytes(head) + packed, 0x40, text=len(head), machine=machine)
 
 
 def uki(image: bytes) -> bytes:

@@ -87,8 +87,33 @@ def test_zboot_of_another_machine() -> None:
 
 def test_signed() -> None:
     assert look(images.bzimage(PACKED, signed=True)).signed
-    whole = images.bzimage(PACKED, signed=True)
-    assert not look(whole[:-1]).signed, "the table ends behind the file"
+    assert not look(images.bzimage(PACKED)).signed
+
+
+WHOLE = {
+    **{name: image for name, image in IMAGES.items() if name != "Image.gz"},
+    "signed": images.bzimage(PACKED, size=len(KERNEL), signed=True),
+    "bzImage, no EFI program": images.bzimage(PACKED, size=len(KERNEL), efi=False),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("missing", [1, 20, 2000, 20000])
+def test_an_image_cut_short_is_no_kernel(name: str, missing: int) -> None:
+    image = WHOLE[name]
+    assert look(image).release == images.RELEASE
+    with pytest.raises(KernelImageInvalid, match="cut short") as raised:
+        look(image[:-missing])
+    assert raised.value.remedy == "copy or download it again"
+
+
+@pytest.mark.parametrize("left", [64, 0x100, 0x1000, 0x8000])
+def test_what_is_left_of_an_arm64_image(left: int) -> None:
+    with pytest.raises(KernelImageInvalid, match="cut short"):
+        look(ARM64[:left])
+    assert look(images.arm64(KERNEL, efi=False)).release == images.RELEASE
+    with pytest.raises(KernelImageInvalid, match="there is no Linux in the image"):
+        look(images.arm64(KERNEL, efi=False)[:left])
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,19 @@ def test_debians_own_for_arm64() -> None:
     assert (zboot.banner, zboot.abi) == (found.banner, found.abi)
 
 
+@pytest.mark.parametrize("missing", [1, 2000, 100_000])
+def test_ours_and_debians_cut_short(ours: bytes, debians: Path, missing: int) -> None:
+    for image in (ours, debians.read_bytes(), ensure_arm64_image().read_bytes()):
+        with pytest.raises(KernelImageInvalid, match="cut short"):
+            look(image[:-missing])
+
+
+@pytest.mark.parametrize("left", [64, 4096, 1 << 20])
+def test_what_is_left_of_debians_own_for_arm64(left: int) -> None:
+    with pytest.raises(KernelImageInvalid, match="cut short"):
+        look(ensure_arm64_image().read_bytes()[:left])
+
+
 @pytest.fixture(scope="module")
 def heads(ours: bytes, debians: Path) -> list[bytes]:
     """Return real headers, each before a kernel small enough to be unpacked thousands of times."""
@@ -123,8 +136,9 @@ def test_real_headers_that_lie(heads: list[bytes], data: st.DataObject) -> None:
         at = data.draw(st.integers(0, 0x400))
         image[at : at + 4] = data.draw(st.binary(min_size=4, max_size=4))
     release = reason = ""
+    end = data.draw(st.just(len(image)) | st.integers(0x200, len(image)))
     try:
-        release = look(bytes(image[: data.draw(st.integers(0x200, len(image)))])).release
+        release = look(bytes(image[:end])).release
     except KernelImageInvalid as error:
         reason = error.message
     assert release or reason

@@ -12,12 +12,17 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from fdbox.errors import KernelImageInvalid
 from fdbox.nextkernel.decompress import compression, decompress
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 # struct setup_header, arch/x86/include/uapi/asm/bootparam.h: offsets in the file
 _SETUP_SECTS = 0x1F1
+_SYSSIZE = 0x1F4
 _BOOT_FLAG = 0x1FE
 _HEADER = 0x202
 _VERSION = 0x206
@@ -35,7 +40,7 @@ _XLF_KERNEL_64 = 0x1
 _XLF_CAN_BE_LOADED_ABOVE_4G = 0x2
 _OLDEST_WITH_PAYLOAD = 0x0208
 _OLDEST_FOR_KEXEC = 0x020C
-_SECTOR = 512
+_SECTOR, _PARAGRAPH = 512, 16
 _SETUP_SECTS_IF_ZERO = 4
 
 # struct arm64_image_header
@@ -81,6 +86,7 @@ def open_image(data: bytes) -> Opened:
     if _has(data, *_ZBOOT_MAGIC):
         return _zboot(data)
     if linux := _section(data, b".linux"):
+        _check_whole(data)
         return _inside(
             data=linux, name="UKI", why="it is a UKI: take the kernel out of its section .linux"
         )
@@ -96,17 +102,20 @@ def _has(data: bytes, at: int, magic: bytes) -> bool:
 def _number(data: bytes, at: int, size: int) -> int:
     found = data[at : at + size]
     if at < 0 or len(found) != size:
-        raise KernelImageInvalid("the kernel image is cut short in its header")
+        raise _cut_short("it ends in its header")
     return int.from_bytes(found, "little")
 
 
 def _piece(data: bytes, at: int, size: int) -> bytes:
     if size == 0 or at + size > len(data):
-        raise KernelImageInvalid(
-            f"the kernel image is cut short: its kernel should be bytes {at} to {at + size} of {len(data)}",
-            remedy="copy or download it again",
-        )
+        raise _cut_short(f"its kernel should be bytes {at} to {at + size} of {len(data)}")
     return data[at : at + size]
+
+
+def _cut_short(why: str) -> KernelImageInvalid:
+    return KernelImageInvalid(
+        f"the kernel image is cut short: {why}", remedy="copy or download it again"
+    )
 
 
 def _unpacked(packed: bytes) -> tuple[str | None, bytes]:
@@ -118,13 +127,16 @@ def _unpacked(packed: bytes) -> tuple[str | None, bytes]:
 
 def _bzimage(data: bytes) -> Opened:
     if len(data) < _HEADER_END:
-        raise KernelImageInvalid("the kernel image is cut short in its header")
+        raise _cut_short("it ends in its header")
     if _number(data, _VERSION, 2) < _OLDEST_WITH_PAYLOAD:
         raise KernelImageInvalid(
             "the kernel image is older than boot protocol 2.08, and does not say where its kernel is"
         )
     sectors = (data[_SETUP_SECTS] or _SETUP_SECTS_IF_ZERO) + 1
-    begin = sectors * _SECTOR + _number(data, _PAYLOAD_OFFSET, 4)
+    setup = sectors * _SECTOR
+    if not _check_whole(data):
+        _check_end(data, setup + _number(data, _SYSSIZE, 4) * _PARAGRAPH)
+    begin = setup + _number(data, _PAYLOAD_OFFSET, 4)
     name, kernel = _unpacked(_piece(data, begin, _number(data, _PAYLOAD_LENGTH, 4)))
     return Opened(
         format="bzImage",
@@ -154,6 +166,7 @@ def _bzimage_obstacles(data: bytes) -> list[str]:
 
 
 def _arm64(data: bytes) -> Opened:
+    _check_whole(data)
     return Opened(
         format="Image",
         machine="aarch64",
@@ -175,6 +188,7 @@ def _packed_image(data: bytes) -> Opened:
 
 
 def _zboot(data: bytes) -> Opened:
+    _check_whole(data)
     packed = _piece(data, _number(data, _ZBOOT_PAYLOAD, 4), _number(data, _ZBOOT_PAYLOAD + 4, 4))
     name, kernel = compression(packed), decompress(packed)
     pe = _pe_header(data)
@@ -210,31 +224,57 @@ def _pe_header(data: bytes) -> int | None:
     return at if _has(data, at, b"PE\0\0") else None
 
 
-def _signed(data: bytes) -> bool:
-    """Return whether the PE certificate table has something, inside the file."""
+def _check_whole(data: bytes) -> bool:
+    """Return whether this is a PE file; KernelImageInvalid if what its headers name lies behind its end.
+
+    The kernel takes an image cut short as it is, and what is missing is missed in the next one.
+    """
     pe = _pe_header(data)
     if pe is None:
+        if data.startswith(b"MZ"):
+            _check_end(data, _number(data, _PE_OFFSET, 4) + 4)
         return False
+    for _, begin, size in _sections(data, pe):
+        _check_end(data, begin + size if size else 0)
+    begin, size = _certificates(data, pe)
+    _check_end(data, begin + size if size else 0)
+    return True
+
+
+def _check_end(data: bytes, end: int) -> None:
+    if end > len(data):
+        raise _cut_short(f"it should have {end} bytes, and has {len(data)}")
+
+
+def _signed(data: bytes) -> bool:
+    """Return whether the PE certificate table has something."""
+    pe = _pe_header(data)
+    return pe is not None and _certificates(data, pe)[1] > 0
+
+
+def _certificates(data: bytes, pe: int) -> tuple[int, int]:
+    """Return where the PE certificate table begins, and its size; 0 if there is none."""
     optional = pe + _OPTIONAL_HEADER
     first = _DIRECTORIES.get(_number(data, optional, 2))
     if first is None or _number(data, optional + first - 4, 4) <= _CERTIFICATES:
-        return False
+        return 0, 0
     entry = optional + first + _CERTIFICATES * 8
-    begin, size = _number(data, entry, 4), _number(data, entry + 4, 4)
-    return size > 0 and begin + size <= len(data)
+    return _number(data, entry, 4), _number(data, entry + 4, 4)
 
 
 def _section(data: bytes, wanted: bytes) -> bytes | None:
     """Return a PE file's section of that name; None if it has none."""
     pe = _pe_header(data)
-    if pe is None:
-        return None
+    found = () if pe is None else _sections(data, pe)
+    return next((_piece(data, begin, size) for name, begin, size in found if name == wanted), None)
+
+
+def _sections(data: bytes, pe: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the name of each section, where it begins, and how much of it is in the file."""
     table = pe + _OPTIONAL_HEADER + _number(data, pe + 20, 2)
     for index in range(_number(data, pe + 6, 2)):
         at = table + index * _SECTION.size
         if at + _SECTION.size > len(data):
-            return None
+            raise _cut_short("it ends in its header")
         name, virtual, _, size, begin = _SECTION.unpack_from(data, at)
-        if name.rstrip(b"\0") == wanted:
-            return _piece(data, begin, min(virtual, size))
-    return None
+        yield name.rstrip(b"\0"), begin, min(virtual, size)

@@ -103,7 +103,7 @@ def _read(fd: int) -> bytes:
 def _banner(kernel: bytes) -> tuple[str, str]:
     found = _BANNER.search(kernel)
     if found is None:
-        raise KernelImageInvalid("what is packed in the image is no Linux: it has no version")
+        raise KernelImageInvalid("there is no Linux in the image: it has no version")
     release = found[1].decode("utf-8", "replace")
     if not _RELEASE.fullmatch(release):
         raise KernelImageInvalid(
