@@ -342,6 +342,7 @@ CASES: list[tuple[str, Facts, Level, tuple[str, ...], str]] = [
     ),
     ("unit", unlike(systemd=None, unit={}), Level.OK, NO_WAY, ""),
     ("daemon", asked(daemon=None), Level.WARNING, NO_WAY, "fdbox serve"),
+    ("daemon", asked(daemon=None, silent="who listens"), Level.WARNING, NO_WAY, "end it"),
     ("daemon", unlike(version="2"), Level.WARNING, NO_WAY, "fdbox reexec"),
     ("scattered", asked(daemon=daemon(boot=30.0)), Level.WARNING, NO_WAY, "fdbox compact"),
     ("scattered", asked(daemon=daemon(runs=None)), Level.OK, NO_WAY, ""),

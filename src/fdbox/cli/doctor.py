@@ -10,7 +10,7 @@ import fdbox
 from fdbox.address import SYSTEM_SOCKET, default_socket
 from fdbox.cli import images, render
 from fdbox.cli.command import command, json_argument, socket_argument
-from fdbox.errors import ConfigurationError, ConnectionLost, FdboxError, UsageError
+from fdbox.errors import ConfigurationError, ConnectionLost, FdboxError, ProtocolError, UsageError
 from fdbox.linux import peer
 from fdbox.nextkernel.find import installed
 from fdbox.nextkernel.inspect import inspect
@@ -37,6 +37,8 @@ _SAID = {
     said.IMAGE: "as files, over a kexec",
     said.REBOOT: "as files, over a reboot (fdbox update --reboot)",
 }
+#: what a connection says that is taken, and not answered; or not even taken, for too many wait already (EAGAIN)
+_SILENT = (TimeoutError, BlockingIOError, ConnectionResetError, BrokenPipeError)
 _ORDER = (Level.OBSTACLE, Level.UNKNOWN, Level.WARNING, Level.OK)
 
 
@@ -77,12 +79,13 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def _asked(options: argparse.Namespace) -> Asked:
-    daemon = _daemon(options.socket)
+    daemon, silent = _daemon(options.socket)
     directory, misconfigured = _image_directory(options.config, daemon)
     chosen, why = _next(options)
     return Asked(
         image_directory=directory,
         daemon=daemon,
+        silent=silent,
         chosen=chosen,
         not_chosen=why,
         misconfigured=misconfigured,
@@ -117,15 +120,27 @@ def _configured(
 # --- the daemon ------------------------------------------------------------------------------------------------------
 
 
-def _daemon(named: Path | None) -> Daemon | None:
-    """Return the daemon that is named, or this user's, or the machine's."""
+def _daemon(named: Path | None) -> tuple[Daemon | None, str]:
+    """Return the daemon that is named, or this user's, or the machine's; and who is there instead and does not answer.
+
+    Who has never answered is not asked for more: only the first question has an end to its patience.
+    """
+    question = wire.encode_call(f"{SERVICE}.GetInfo", interface.Nothing())
     for path in [named] if named else _sockets():
         try:
+            who = peer.answerer(path, question)
+        except _SILENT:
+            return None, f"who listens at {path} does not answer"
+        except OSError:  # nobody listens, or not to us
+            continue
+        try:
             with fdbox.connect(path) as client:
-                return _look_at(client, path)
+                return _look_at(client, who), ""
         except (ConnectionLost, OSError):
             continue
-    return None
+        except ProtocolError as error:
+            return None, f"who answers at {path} is no fdbox: {error.message}"
+    return None, ""
 
 
 def _sockets() -> list[Path]:
@@ -136,13 +151,13 @@ def _sockets() -> list[Path]:
     return [own] if own == SYSTEM_SOCKET or "FDBOX_SOCKET" in os.environ else [own, SYSTEM_SOCKET]
 
 
-def _look_at(client: fdbox.Client, path: Path) -> Daemon:
+def _look_at(client: fdbox.Client, who: peer.Credentials) -> Daemon:
+    status = client.status()
     try:
         prediction = client.predict().total if os.geteuid() == 0 else None
     except FdboxError:  # an older one cannot
         prediction = None
-    who = peer.answerer(path, wire.encode_call(f"{SERVICE}.GetInfo", interface.Nothing()))
-    return Daemon(status=client.status(), uid=who.uid, pid=who.pid, prediction=prediction)
+    return Daemon(status=status, uid=who.uid, pid=who.pid, prediction=prediction)
 
 
 # --- the next kernel -------------------------------------------------------------------------------------------------

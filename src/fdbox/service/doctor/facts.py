@@ -58,6 +58,8 @@ class Asked:
     #: where images go; None: no such place is known
     image_directory: Path | None
     daemon: Daemon | None = None
+    #: who is at its socket instead
+    silent: str = ""
     #: a next kernel, its initrd's bytes, its command line
     chosen: tuple[KernelImage, int, str] | None = None
     #: why the newest kernel that is installed could not be looked at

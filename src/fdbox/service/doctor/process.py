@@ -120,6 +120,10 @@ def configuration(facts: Facts) -> Said:
 
 def daemon(facts: Facts) -> Said:
     """Whether fdbox serves, and is the one that is installed."""
+    if facts.asked.silent:
+        return warning(
+            facts.asked.silent, "find it (ss -xlp), end it, and start fdbox: fdbox serve"
+        )
     if facts.asked.daemon is None:
         return warning("no fdbox answers here", "start it: fdbox serve, or systemctl start fdbox")
     status = facts.asked.daemon.status
