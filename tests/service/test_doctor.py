@@ -29,7 +29,7 @@ def config(**without: str) -> Configuration:
     return Configuration("/proc/config.gz", {**BUILT, **without})
 
 
-def status(entries: int = 3) -> StatusReply:
+def status(entries: int = 3, *, kept: bool = True) -> StatusReply:
     return StatusReply(
         version="1",
         incarnation="here",
@@ -42,6 +42,7 @@ def status(entries: int = 3) -> StatusReply:
         entries=entries,
         arrived=0,
         lost=[],
+        kept=kept,
     )
 
 
@@ -343,6 +344,13 @@ CASES: list[tuple[str, Facts, Level, tuple[str, ...], str]] = [
     ("unit", unlike(systemd=None, unit={}), Level.OK, NO_WAY, ""),
     ("daemon", asked(daemon=None), Level.WARNING, NO_WAY, "fdbox serve"),
     ("daemon", asked(daemon=None, silent="who listens"), Level.WARNING, NO_WAY, "end it"),
+    (
+        "daemon",
+        asked(daemon=replace(daemon(), status=status(kept=False))),
+        Level.WARNING,
+        NO_WAY,
+        "put everything in again",
+    ),
     ("daemon", unlike(version="2"), Level.WARNING, NO_WAY, "fdbox reexec"),
     ("scattered", asked(daemon=daemon(boot=30.0)), Level.WARNING, NO_WAY, "fdbox compact"),
     ("scattered", asked(daemon=daemon(runs=None)), Level.OK, NO_WAY, ""),

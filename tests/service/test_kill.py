@@ -6,6 +6,8 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -243,7 +245,12 @@ def test_a_keeper_that_dies_is_told() -> None:
     with fdbox.connect(serving.socket) as client, memfd.create("m") as fd:
         box = client.box("b")
         box.put("before", fd)
+        assert client.status().kept
         service = serving.kill_keeper()
+        assert not client.status().kept
+        line = [sys.executable, "-m", "fdbox", "status", "--socket", str(serving.socket)]
+        shown = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+        assert "kept by      nobody: the keeper is gone (" in shown
         with pytest.raises(fdbox.KeeperGone, match="restart"):
             box.put("after", fd)
         assert [entry.name for entry in box.list()] == ["before"]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fdbox.cli import render
 from fdbox.cli.command import command, connect, json_argument, socket_argument
+from fdbox.errors import KeeperGone
 
 if TYPE_CHECKING:
     import argparse
@@ -33,6 +34,8 @@ def status(options: argparse.Namespace) -> None:
     print(f"fdbox        {found.version}")
     print(f"kernel       {found.incarnation}")
     print(f"holds        {found.entries} entries in {found.boxes} boxes")
+    if not found.kept:
+        print(f"kept by      nobody: the keeper is gone ({KeeperGone.remedy})")
     print(f"carried by   {carrier}")
     print(f"update       {found.phase}")
     if found.waiting:

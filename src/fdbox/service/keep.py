@@ -93,6 +93,11 @@ class Keep:
         """What the process before this one had, and what has changed since; empty at the first start."""
         return next((journal.contents for journal in self._journals.values()), Contents())
 
+    @property
+    def has_keeper(self) -> bool:
+        """Whether the keeper is there still."""
+        return self._link.is_up
+
     def take(self, key: str) -> OwnedFd:
         """Return the descriptor that was held under a key, and goes on to be; the second time, another of the same file."""
         fd = self._given.pop(key, None) or dup(self._sharers[key][0])

@@ -68,8 +68,13 @@ class KeeperLink:
                 await self._post({"BARRIER": "1"}, [writing.fileno()]).sent
             await _closed(reading.fileno())
         # If it died, what was on its way was closed with it, and looks like an answer.
-        if self._lost or not self._is_alive():
+        if not self.is_up:
             raise KeeperGone("the keeper is gone, and nothing new can be made safe")
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the keeper is there, and can be told."""
+        return not self._lost and self._is_alive()
 
     async def close(self) -> None:
         """Send what is left, and hang up."""

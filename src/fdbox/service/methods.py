@@ -276,7 +276,7 @@ class Methods:
         """Status."""
         has = self._vault.carrier.carriage()
         visible = self._boxes.visible_to(call.peer.uid)
-        machine = self._live.machine
+        machine, keep = self._live.machine, self._vault.keep
         return Reply(
             interface.StatusReply(
                 version=self._version,
@@ -295,6 +295,7 @@ class Methods:
                     if replies.may_know(call.peer, loss)
                 ],
                 images="" if self._images is None else str(self._images),
+                kept=keep is not None and keep.has_keeper,
             )
         )
 

@@ -263,7 +263,10 @@ class Ready(_Struct, frozen=True, kw_only=True):
 
 
 class StatusReply(_Struct, frozen=True, kw_only=True):
-    """The daemon's state, and what the last handover brought and lost; `images` is their folder (older ones do not say)."""
+    """The daemon's state, and what the last handover brought and lost.
+
+    `images` is the folder of images, `kept` whether the keeper is there; an older daemon says neither.
+    """
 
     version: str
     incarnation: str
@@ -277,6 +280,7 @@ class StatusReply(_Struct, frozen=True, kw_only=True):
     arrived: int
     lost: list[Loss]
     images: str = ""
+    kept: bool = True
 
 
 class ReexecReply(_Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fdbox.errors import KeeperGone
 from fdbox.linux.privilege import CAPABILITIES
 from fdbox.service.doctor.said import WAYS, Said, obstacle, ok, unknown, warning
 
@@ -127,6 +128,11 @@ def daemon(facts: Facts) -> Said:
     if facts.asked.daemon is None:
         return warning("no fdbox answers here", "start it: fdbox serve, or systemctl start fdbox")
     status = facts.asked.daemon.status
+    if not status.kept:
+        return warning(
+            "fdbox serves without its keeper, which has ended: nothing new can be put into boxes",
+            KeeperGone.remedy,
+        )
     if facts.version and status.version != facts.version:
         return warning(
             f"fdbox {status.version} serves, and {facts.version} is installed", "fdbox reexec"
