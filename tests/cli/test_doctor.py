@@ -12,6 +12,8 @@ import pytest
 
 from fdbox.cli import main
 from fdbox.linux import peer
+from fdbox.service.doctor import checks
+from fdbox.service.doctor.said import Level, Said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,6 +83,18 @@ def test_who_is_no_fdbox(socket_path: Path, capsys: Capture) -> None:
         found = ask(socket_path, capsys)
         thread.join()
     assert found["daemon"]["says"].startswith(f"who answers at {socket_path} is no fdbox: ")
+
+
+@pytest.mark.parametrize("level", [Level.UNKNOWN, Level.WARNING])
+def test_what_is_not_seen_makes_the_ways_unsure(
+    level: Level, socket_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [checks.Finding("images", Said(level, "it may be so", "look as root"))]
+    monkeypatch.setattr(checks, "judge", lambda _: found)
+    assert main.run(["doctor", "--socket", str(socket_path)]) == 0
+    said = capsys.readouterr().out.splitlines()[-3:]
+    start = "as far as this user may see, boxes" if level is Level.UNKNOWN else "boxes"
+    assert [line.startswith(f"{start} would cross ") for line in said] == [True] * 3
 
 
 def test_nobody_there(socket_path: Path, capsys: Capture) -> None:

@@ -210,7 +210,9 @@ def _text(found: list[Finding], ways: list[str]) -> str:
             if one.said.remedy:
                 lines.append(f"{'':9} {'':20} -> {render.plain(one.said.remedy)}")
     lines.append("")
-    lines += [f"boxes would cross {_SAID[way]}" for way in ways]
+    unseen = any(one.said.level is Level.UNKNOWN for one in found)
+    start = "as far as this user may see, boxes" if unseen else "boxes"
+    lines += [f"{start} would cross {_SAID[way]}" for way in ways]
     if not ways:
         lines.append("nothing would cross: see the obstacles")
     return "\n".join(lines)
