@@ -37,7 +37,7 @@ def test_what_it_prints(image: Path, capsys: Capture) -> None:
     assert ["configuration", "not found"] in lines
     assert ["format", "bzImage for x86_64, gzip"] in lines
     assert "kho-v4" in out
-    assert "It does not take over what boxes hold." in out
+    assert "It does not take over what boxes hold.\nBoxes can still cross as files: " in out
     assert "- live update is off: " in out
     assert "- kho=on is missing: " in out
     assert "add kho=on to its command line" in out

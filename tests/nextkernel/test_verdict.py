@@ -11,7 +11,7 @@ from fdbox.nextkernel.abi import Abi
 from fdbox.nextkernel.configuration import Configuration, parse
 from fdbox.nextkernel.inspect import KernelImage
 from fdbox.nextkernel.running import Running, Written
-from fdbox.nextkernel.verdict import Effect, judge
+from fdbox.nextkernel.verdict import Effect, by_files, judge
 from tests.nextkernel import images
 
 ON = "kho=on liveupdate=on"
@@ -195,6 +195,31 @@ def test_not_known_whether_it_survives() -> None:
 def test_a_note_refuses_nothing() -> None:
     verdict = judge(NEXT, now(others=Written(("vfio-v1",), SOURCE)), ON)
     assert (verdict.handover, verdict.survives) == (True, True)
+
+
+def test_what_crosses_as_files_all_the_same() -> None:
+    without = replace(NEXT, abi=Abi())
+    assert by_files(judge(NEXT, NOW, ON), NOW) == "", "they need not"
+    assert "--carrier image" in by_files(judge(without, NOW, ON), NOW)
+    off = now(liveupdate=False)
+    assert "by itself" in by_files(judge(without, off, ON), off)
+    for panics in (replace(NEXT, abi=abi(luo=("luo-v6",))), replace(NEXT, machine="aarch64")):
+        assert by_files(judge(panics, NOW, ON), NOW) == "", "there will be no next kernel"
+
+
+def test_a_running_kernel_that_is_not_built_for_it() -> None:
+    for config, remedy in (
+        (None, "boot the running kernel with kho=on liveupdate=on, if it is built for that"),
+        (
+            parse("CONFIG_KEXEC_HANDOVER=y\n", "here"),
+            "run a kernel that is built with KEXEC_HANDOVER",
+        ),
+        (CONFIG, "boot the running kernel with kho=on"),
+    ):
+        (problem,) = judge(NEXT, now(liveupdate=False, configuration=config), ON).problems
+        assert problem.what == "live update is off"
+        assert problem.remedy.startswith(remedy)
+        assert ("is built without live update" in problem.running) == ("run a" in remedy)
 
 
 def test_both_sides_are_named() -> None:

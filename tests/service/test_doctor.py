@@ -392,6 +392,20 @@ CASES: list[tuple[str, Facts, Level, tuple[str, ...], str]] = [
     ),
     (
         "next-kernel",
+        unlike(next=next_kernel(problem(Effect.LOST))),
+        Level.OBSTACLE,
+        (KERNEL,),
+        "can still cross as files: fdbox update --carrier image",
+    ),
+    (
+        "next-kernel",
+        replace(running(**OFF), next=next_kernel(problem(Effect.LOST))),
+        Level.OBSTACLE,
+        (KERNEL,),
+        "can still cross as files: `fdbox update` chooses that here by itself",
+    ),
+    (
+        "next-kernel",
         unlike(next=next_kernel(problem(Effect.PANICS))),
         Level.OBSTACLE,
         KEXEC,

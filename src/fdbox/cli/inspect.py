@@ -11,7 +11,7 @@ from fdbox.cli.command import command, json_argument
 from fdbox.errors import UsageError
 from fdbox.nextkernel.inspect import KernelImage, inspect
 from fdbox.nextkernel.running import Running, Written, running
-from fdbox.nextkernel.verdict import Verdict, judge
+from fdbox.nextkernel.verdict import Verdict, by_files, judge
 
 if TYPE_CHECKING:
     import argparse
@@ -76,7 +76,7 @@ def _text(image: KernelImage, now: Running, line: str, verdict: Verdict) -> str:
         *((f"  {name}", options.get(name, "n")) for name in _OPTIONS if config is not None),
     ]
     head = "\n".join(f"{name:32}{render.plain(value)}" for name, value in rows)
-    return f"{head}\n\n{_formats(image, now)}\n\n{_judgement(verdict)}"
+    return f"{head}\n\n{_formats(image, now)}\n\n{_judgement(verdict, now)}"
 
 
 def _formats(image: KernelImage, now: Running) -> str:
@@ -108,12 +108,14 @@ def _strings(written: Written) -> str:
     return " ".join(written.strings) or "nothing"
 
 
-def _judgement(verdict: Verdict) -> str:
+def _judgement(verdict: Verdict, now: Running) -> str:
     lines = [
         "It takes over what this kernel hands over."
         if verdict.handover
         else "It does not take over what boxes hold."
     ]
+    if otherwise := by_files(verdict, now):
+        lines.append(f"{otherwise[0].upper()}{otherwise[1:]}.")
     for problem in verdict.problems:
         lines.append(f"- {render.plain(str(problem))}")
         lines.append(f"  {render.plain(problem.remedy)}")

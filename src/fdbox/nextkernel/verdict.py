@@ -30,8 +30,8 @@ class Effect(Enum):
     PANICS = "the next kernel panics at boot, and everything in boxes is lost"
     REFUSED = "the running kernel will not load it"
     MAY_PANIC = "it may be that the next kernel panics at boot"
-    LOST = "the next kernel starts, and everything in boxes is lost"
-    UNSURE = "it may be that everything in boxes is lost"
+    LOST = "the next kernel starts, and everything in boxes is lost, unless it crosses as files"
+    UNSURE = "it may be that everything in boxes is lost, unless it crosses as files"
     NOTE = "boxes cross, other things may not"
 
 
@@ -108,6 +108,15 @@ def judge(image: KernelImage, running: Running, line: str) -> Verdict:
     return Verdict(tuple(sorted(problems, key=lambda problem: order.index(problem.effect))))
 
 
+def by_files(verdict: Verdict, running: Running) -> str:
+    """Return in a sentence how boxes cross where the kernel's way does not lead; empty if they do not, or need not."""
+    if verdict.handover or verdict.survives is not True:
+        return ""
+    if running.liveupdate:
+        return "boxes can still cross as files: fdbox update --carrier image"
+    return "boxes can still cross as files: `fdbox update` chooses that here by itself"
+
+
 def _same_build(running: Running, image: KernelImage) -> Running:
     """Fill in what is not known of the running kernel where the image is that very kernel: it writes what it accepts."""
     if running.banner != image.banner:
@@ -155,9 +164,17 @@ def _reads_luo(case: Case) -> bool:
     )
 
 
+def _not_built(running: Running) -> bool:
+    """Return whether the running kernel is known to have no live update."""
+    config = running.configuration
+    return config is not None and not (config.has("KEXEC_HANDOVER") and config.has("LIVEUPDATE"))
+
+
 def _hands(case: Case) -> str:
     if case.running.liveupdate:
         return "hands sessions over"
+    if _not_built(case.running):
+        return "is built without live update, and hands nothing over"
     return "has no live update (liveupdate=on), and hands nothing over"
 
 
@@ -205,7 +222,15 @@ _RULES = (
     ),
     _Rule(
         "live update is off",
-        lambda case: not case.running.liveupdate,
+        lambda case: not case.running.liveupdate and _not_built(case.running),
+        _hands,
+        lambda _: "gets nothing",
+        Effect.LOST,
+        "run a kernel that is built with KEXEC_HANDOVER, LIVEUPDATE and LIVEUPDATE_MEMFD",
+    ),
+    _Rule(
+        "live update is off",
+        lambda case: not case.running.liveupdate and not _not_built(case.running),
         _hands,
         lambda _: "gets nothing",
         Effect.LOST,

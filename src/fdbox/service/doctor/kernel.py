@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fdbox.nextkernel.verdict import Effect
+from fdbox.nextkernel.verdict import Effect, Verdict, by_files
 from fdbox.service.doctor.said import KERNEL, KEXEC, Said, obstacle, ok, unknown, warning
 
 if TYPE_CHECKING:
@@ -201,5 +201,6 @@ def next_kernel(facts: Facts) -> Said:
     if fatal:
         return obstacle(f"{name}: {fatal[0]}", fatal[0].remedy, KEXEC)
     if problems:
-        return obstacle(f"{name}: {problems[0]}", problems[0].remedy, (KERNEL,))
+        otherwise = by_files(Verdict(facts.next.problems), facts.running)
+        return obstacle(f"{name}: {problems[0]}", f"{problems[0].remedy}; {otherwise}", (KERNEL,))
     return ok(f"{name} takes over what this kernel hands over")
