@@ -198,10 +198,24 @@ def test_help_teaches_every_verb(fdbox: Run) -> None:
     assert top.status == 0
     for declared in command.COMMANDS:
         assert declared.name.split()[0] in top.out
+        if " " not in declared.name:
+            assert f"{declared.brief} " in f"{' '.join(top.out.split())} "
+            assert declared.brief.endswith("."), "a sentence, and whole"
         text = fdbox(*declared.name.split(), "--help").out
         assert "example: " in text
     assert fdbox("nonsense").status == 2
     assert "fdbox" in fdbox("--version").out
+
+
+def test_the_first_sentence_of_a_summary() -> None:
+    def brief(summary: str) -> str:
+        return command.Command("x", summary, "", lambda _: None, lambda _: None).brief
+
+    assert brief("Do it.") == "Do it."
+    assert brief("Do it as systemd\ndoes (sd_notify(3)). It is done.") == (
+        "Do it as systemd does (sd_notify(3))."
+    )
+    assert brief("Give 3, 4, ... and all\nthat. Then end.") == "Give 3, 4, ... and all that."
 
 
 def test_nobody_there(fdbox: Run, tmp_path: Path) -> None:

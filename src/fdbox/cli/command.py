@@ -12,12 +12,16 @@ from __future__ import annotations
 import argparse
 import errno
 import pwd
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import fdbox
 from fdbox.errors import UsageError
+
+#: not at "3, 4, ... and more"
+_SENTENCE_ENDS = re.compile(r"\.(?= [A-Z])")
 
 Verb = Callable[[argparse.Namespace], int | None]
 Arguments = Callable[[argparse.ArgumentParser], None]
@@ -32,6 +36,13 @@ class Command:
     example: str
     arguments: Arguments
     verb: Verb
+
+    @property
+    def brief(self) -> str:
+        """The summary's first sentence, on one line."""
+        text = " ".join(self.summary.splitlines())
+        end = _SENTENCE_ENDS.search(text)
+        return text[: end.end()] if end else text
 
 
 COMMANDS: list[Command] = []

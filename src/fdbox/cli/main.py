@@ -81,7 +81,7 @@ def _add(
 ) -> None:
     parser = parsers.add_parser(
         name,
-        help=declared.summary.partition("\n")[0],
+        help=declared.brief,
         description=declared.summary,
         epilog=f"example: {declared.example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
