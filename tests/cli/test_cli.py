@@ -185,6 +185,9 @@ def test_an_update_that_cannot_be(fdbox: Run, tmp_path: Path) -> None:
     assert failed.status in (39, 19)  # that is no kernel, or not root
     assert "remedy" in json.loads(failed.err.splitlines()[-1])
     assert fdbox("update", "--kernel", str(image), "--timeout", "-1").status in (2, 19)
+    endless = fdbox("update", "--kernel", str(image), "--timeout", "nan")
+    assert endless.status == 2
+    assert "a timeout of nan s cannot be" in endless.err
     assert fdbox("abort").status in (26, 19)
 
 
@@ -257,6 +260,7 @@ def test_root_names_another_owner(fdbox: Run) -> None:
     assert fdbox("ls", "theirs", "--owner", "65534").status == 0
     assert fdbox("ls", "theirs").status == 12
     assert fdbox("ls", "theirs", "--owner", "no such user").status == 2
+    assert fdbox("box", "create", "none", "--owner", str(0xFFFFFFFF)).status == 2
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fdbox.errors import BoxNotFound, PermissionDenied
+from fdbox.errors import BoxNotFound, PermissionDenied, UsageError
 from fdbox.service.access import Peer, box_not_found, require_operator, require_root, resolve_owner
 
 ROOT, ANNA = Peer(0, 0, 1), Peer(1000, 1000, 2)
@@ -19,6 +19,15 @@ def test_anothers_box_looks_like_a_missing_one() -> None:
     with pytest.raises(BoxNotFound) as caught:
         resolve_owner(ANNA, 1001, "b")
     assert caught.value.parameters() == box_not_found("b").parameters()
+
+
+@pytest.mark.parametrize("owner", [-1, 0xFFFFFFFF, 1 << 40])
+def test_what_is_no_user(owner: int) -> None:
+    with pytest.raises(UsageError, match=f"{owner} is no user"):
+        resolve_owner(ROOT, owner)
+    with pytest.raises(BoxNotFound):
+        resolve_owner(ANNA, owner)
+    assert resolve_owner(ROOT, 0xFFFFFFFE) == 0xFFFFFFFE
 
 
 def test_root_only() -> None:

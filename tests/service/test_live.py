@@ -214,6 +214,10 @@ def test_what_its_owner_sealed_stays_sealed(
 
 
 def test_a_timeout_that_cannot_be(filled: fdbox.Client, image: int) -> None:
+    for timeout in (float("nan"), float("inf")):
+        _, error = follow(filled, image, timeout=timeout)
+        assert isinstance(error, fdbox.UsageError)
+        assert f"a timeout of {timeout} s cannot be" in error.message
     _, error = follow(filled, image, timeout=-1)
     assert isinstance(error, fdbox.UsageError)
 

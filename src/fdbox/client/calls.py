@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import msgspec
@@ -253,6 +254,11 @@ def update(
         raise UsageError("on_deadline is 'abort' or 'proceed'")
     if options.on_late_write not in (None, "retry", "abort"):
         raise UsageError("on_late_write is 'retry' or 'abort'")
+    if options.timeout is not None and not math.isfinite(options.timeout):
+        # JSON has no such number: it would go as null, which means the daemon's default.
+        raise UsageError(
+            f"a timeout of {options.timeout} s cannot be", remedy="use a number of seconds"
+        )
     images = [image for image in (kernel, initrd) if image is not None]
     parameters = interface.Update(
         kernel=None if kernel is None else 0,

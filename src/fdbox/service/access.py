@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fdbox.errors import BoxNotFound, PermissionDenied
+from fdbox.errors import BoxNotFound, PermissionDenied, UsageError
 
 ROOT = 0
+#: (uid_t)-1, which chown(2) and setresuid(2) take for "leave it as it is"
+_NOBODY_AT_ALL = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +30,16 @@ def resolve_owner(peer: Peer, owner: int | None, box: str = "") -> int:
 
     Raises:
         BoxNotFound: another's box is named by somebody who is not root; the same error as for a missing box.
+        UsageError: no user has such a number.
     """
     if owner is None:
         return peer.uid
     if peer.uid not in (owner, ROOT):
         raise box_not_found(box)
+    if not 0 <= owner < _NOBODY_AT_ALL:
+        raise UsageError(
+            f"{owner} is no user", remedy=f"use a number from 0 to {_NOBODY_AT_ALL - 1}"
+        )
     return owner
 
 
