@@ -185,7 +185,7 @@ class UpdateInProgress(FdboxError):
 
 
 class NoUpdate(FdboxError):
-    """Raised when an update is to be aborted, or answered, and none is running."""
+    """Raised when an update is to be aborted, or answered, and none is running; or when none is known to tell of."""
 
     exit_status = 26
     wire_name = f"{INTERFACE}.NoUpdate"

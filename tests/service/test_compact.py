@@ -52,7 +52,7 @@ def test_what_is_small_or_no_memory_is_said(client: fdbox.Client, memory: fdbox.
     with fdbox.OwnedFd(os.eventfd(0)) as event:
         client.box("cache").put("event", event)
     (done,) = client.box("cache").compact()
-    assert (done.entry, done.left) == ("small", "1 small pages are left")
+    assert (done.entry, done.left) == ("small", "1 small page is left")
 
 
 def test_memory_that_two_boxes_have_counts_once(client: fdbox.Client) -> None:

@@ -116,9 +116,9 @@ def compact(fd: OwnedFd, kernel: Kernel) -> Compacted:
             if code := layout.collapse(own.fileno(), start):
                 left[f"{errno.errorcode.get(code, code)}: {mapping.collapse_remedy(code)}"] += 1
         after = layout.survey(own.fileno())
-    reasons = [f"{count} parts of 2 MiB: {reason}" for reason, count in left.items()]
+    reasons = [f"2 MiB, {count} times: {reason}" for reason, count in left.items()]
     if small := after.folios - after.huge:
-        reasons.append(f"{small} small pages are left")
+        reasons.append(f"{small} small page{' is' if small == 1 else 's are'} left")
     return Compacted(before, after, "; ".join(reasons))
 
 
