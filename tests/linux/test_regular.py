@@ -47,6 +47,8 @@ def test_files(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"12345")
     assert regular.size(path) == 5
+    with regular.open_to_read(path) as fd:
+        assert os.get_blocking(fd.fileno())
     assert regular.read(path, 5) == b"12345"
     with pytest.raises(OSError, match="more than 4 bytes") as raised:
         regular.read(path, 4)

@@ -36,6 +36,7 @@ def open_to_read(path: Path) -> OwnedFd:
     fd = open_path(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         _checked(os.fstat(fd.fileno()), path)  # it may be another by now
+        os.set_blocking(fd.fileno(), True)  # 9p would read less at a time than it is asked for
     except BaseException:
         fd.close()
         raise
