@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -33,9 +34,11 @@ def fill(client: fdbox.Client) -> None:
         box.put("count", fd)
 
 
-def run(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(
+    daemon: Daemon, *arguments: str, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fdbox", *arguments, "--socket", str(daemon.socket)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
 
 
 def test_a_box_goes_to_another_machine(
@@ -143,3 +146,49 @@ def test_only_an_empty_file_is_written_to(
     with OwnedFd(os.eventfd(0)) as event, pytest.raises(fdbox.InvalidDescriptor):
         client.box("cache").export(event)
     assert path.read_bytes() == b"precious"
+
+
+def test_an_export_leaves_alone_what_it_has_not_made(
+    daemon: Daemon, client: fdbox.Client, tmp_path: Path
+) -> None:
+    fill(client)
+    others = tmp_path / "f.new", tmp_path / "target"
+    for path in others:
+        path.write_text("precious")
+    (tmp_path / "g.new").symlink_to("target")
+    (tmp_path / "h.new").mkdir()
+    (tmp_path / "i").symlink_to("nowhere")
+    for name in "fgh":
+        assert run(daemon, "export", "cache", str(tmp_path / name)).returncode == 0
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+    assert run(daemon, "export", "cache", str(tmp_path / "i")).returncode == 2
+    assert run(daemon, "export", "none", str(tmp_path / "f")).returncode == 2
+    assert [path.read_text() for path in others] == ["precious"] * 2
+    names = {"f", "g", "h", "i", "f.new", "g.new", "h.new", "target"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+@pytest.mark.parametrize(
+    "name", ["plain/f", "nowhere/f", "n" * 256, "", ".", "..", "plain", "/proc/f"]
+)
+def test_a_file_that_cannot_be_is_refused_in_a_sentence(
+    name: str, daemon: Daemon, client: fdbox.Client, tmp_path: Path
+) -> None:
+    fill(client)
+    (tmp_path / "plain").touch()
+    done = run(daemon, "export", "cache", name, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (fdbox.UsageError.exit_status, "")
+    assert done.stderr.startswith("fdbox: ")
+    assert "name" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["plain"]
+
+
+def test_the_name_of_a_file_need_not_be_text(
+    daemon: Daemon, client: fdbox.Client, tmp_path: Path
+) -> None:
+    fill(client)
+    for name, options in ((b"\xff", ["--json"]), (b"\xfe", [])):
+        path = os.fsdecode(os.fsencode(tmp_path) + b"/" + name)
+        done = run(daemon, "export", "cache", path, *options)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert len(list(tmp_path.iterdir())) == 2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import errno
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +18,28 @@ from fdbox.cli.command import (
     owner_argument,
     socket_argument,
 )
-from fdbox.errors import UsageError
-from fdbox.linux.fd import open_path
+from fdbox.errors import KernelError, NoRoom, UsageError
+from fdbox.linux import paths
+from fdbox.linux.files import FULL
+from fdbox.linux.newfile import NewFile
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
+
+_ELSEWHERE = "name a file in a folder that you may write to"
+_REMEDIES = {
+    errno.EEXIST: "name another, or remove it",
+    errno.ENOENT: "name a file in a folder that is there",
+    errno.ENOTDIR: "name a file in a folder that is there",
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.ELOOP: "name a folder that is one",
+    errno.EINVAL: "give it a name that its file system takes",
+    errno.EILSEQ: "give it a name that its file system takes",
+    errno.EROFS: _ELSEWHERE,
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+}
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,22 +57,32 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 )
 def export(options: argparse.Namespace) -> None:
     """Export: the file is there when it is complete."""
-    if options.file.exists():
-        raise UsageError(f"{options.file} is there already", remedy="name another, or remove it")
-    fresh = options.file.with_name(f"{options.file.name}.new")
-    with connect(options) as client:
-        try:
-            with open_path(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as file:
-                size = existing_box(client, options).export(file)
-            fresh.rename(options.file)
-        except OSError as error:
-            raise UsageError(f"cannot write {fresh}: {error.strerror}") from error
-        finally:
-            fresh.unlink(missing_ok=True)
+    with connect(options) as client, _writing(options.file), NewFile(options.file) as file:
+        size = existing_box(client, options).export(file)
+        file.keep()
+    name = paths.shown(str(options.file))
     if options.json:
-        print(render.as_json({"file": str(options.file), "bytes": size}))
+        print(render.as_json({"file": name, "bytes": size}))
     else:
-        print(f"{options.file}: {render.size(size)}")
+        print(f"{render.plain(name)}: {render.size(size)}")
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say of which file an error is, and what to do."""
+    if not path.name:
+        raise UsageError(f"{str(path)!r} names no file", remedy="name one that is not there yet")
+    try:
+        yield
+    except FileExistsError as error:
+        raise UsageError(f"{path} is there already", remedy=_REMEDIES[errno.EEXIST]) from error
+    except OSError as error:
+        code, sentence = error.errno or 0, f"cannot write {path}: {error.strerror}"
+        if code in FULL:
+            raise NoRoom(sentence, remedy="free some there, or name another folder") from error
+        if code in _REMEDIES:
+            raise UsageError(sentence, remedy=_REMEDIES[code]) from error
+        raise KernelError(sentence, errno=code) from error
 
 
 def _import_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 #: what offsets, lengths and addresses of O_DIRECT are multiples of, whatever the device (STATX_DIOALIGN can ask for less)
 BLOCK = 4096
 
+#: what writing fails with where there is no room left: of the file system, or of the user
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def open_direct(path: Path, flags: int, mode: int = 0o600) -> OwnedFd:
     """Return a file opened past the page cache, or through it where the file system has no other way (EINVAL); OSError."""

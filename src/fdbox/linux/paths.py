@@ -52,6 +52,11 @@ class Identity(NamedTuple):
         return not (self.born and other.born) or self.born == other.born
 
 
+def shown(path: str) -> str:
+    """Return a file name for people, as text that can be written: bytes of it that are no UTF-8 become U+FFFD."""
+    return os.fsencode(path).decode(errors="replace")
+
+
 def is_regular(fd: int) -> bool:
     """Return whether a borrowed descriptor is of a regular file, memory among them. OSError EBADF."""
     return stat.S_ISREG(os.fstat(fd).st_mode)

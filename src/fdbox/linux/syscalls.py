@@ -11,12 +11,19 @@ from fdbox.errors import KernelError
 
 _X86_64 = {
     "kcmp": 312,
+    "renameat2": 316,
     "kexec_file_load": 320,
     "openat2": 437,
 }  # arch/x86/entry/syscalls/syscall_64.tbl
-_GENERIC = {"kcmp": 272, "kexec_file_load": 294, "openat2": 437}  # scripts/syscall.tbl
+_GENERIC = {
+    "kcmp": 272,
+    "renameat2": 276,
+    "kexec_file_load": 294,
+    "openat2": 437,
+}  # scripts/syscall.tbl
 _PPC = {
     "kcmp": 354,
+    "renameat2": 357,
     "kexec_file_load": 382,
     "openat2": 437,
 }  # arch/powerpc/kernel/syscalls/syscall.tbl
