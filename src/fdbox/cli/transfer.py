@@ -19,6 +19,7 @@ from fdbox.cli.command import (
     socket_argument,
 )
 from fdbox.errors import KernelError, NoRoom, UsageError
+from fdbox.handover.carriers.single import FREE_SOME
 from fdbox.linux import paths
 from fdbox.linux.files import FULL
 from fdbox.linux.newfile import NewFile
@@ -79,7 +80,7 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         code, sentence = error.errno or 0, f"cannot write {path}: {error.strerror}"
         if code in FULL:
-            raise NoRoom(sentence, remedy="free some there, or name another folder") from error
+            raise NoRoom(sentence, remedy=FREE_SOME) from error
         if code in _REMEDIES:
             raise UsageError(sentence, remedy=_REMEDIES[code]) from error
         raise KernelError(sentence, errno=code) from error

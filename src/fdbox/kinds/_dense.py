@@ -186,11 +186,11 @@ class _Spread:
 
 
 def _expect_room(wanted: int, arrivals: Arrivals) -> None:
-    """Refuse what would drive the machine into the OOM killer; the image stays."""
+    """Refuse what would drive the machine into the OOM killer; the file that has it stays."""
     if wanted > (free := arrivals.kernel.free_memory()):
         raise NoRoom(
             f"its {wanted} bytes do not fit into memory, of which {free} are free",
-            remedy="its image stays, as .kept: free memory, and `fdbox import` that",
+            remedy="free memory, and `fdbox import` the file that has it; an image stays, as .kept",
         )
 
 

@@ -200,17 +200,28 @@ def pour(fd: int, chunks: Sequence[Chunk], size: int, sink: Sink) -> None:
 
 
 def _fetch(fd: int, chunk: Chunk, length: int) -> memoryview:
-    whole = -(-chunk.stored // files.BLOCK) * files.BLOCK
     try:
-        got = os.preadv(fd, [memoryview(_tools.data)[:whole]], chunk.offset)
+        data = _stored(fd, chunk)
     except OSError as error:
         raise ManifestInvalid(f"it cannot be read at {chunk.offset}: {error.strerror}") from error
-    data = memoryview(_tools.data)[: chunk.stored]
-    if got >= chunk.stored and chunk.codec == ZSTD:
+    if len(data) == chunk.stored and chunk.codec == ZSTD:
         data = _unpack(data, length)
     if len(data) != length or xxhash.xxh3_128_digest(data) != chunk.checksum:
         raise ManifestInvalid(f"it is damaged at {chunk.offset}: the checksum does not fit")
     return data
+
+
+def _stored(fd: int, chunk: Chunk) -> memoryview:
+    """Return what the file has of a chunk: asked again, at a whole block (O_DIRECT), until it is there or no more comes."""
+    whole = memoryview(_tools.data)[: -(-chunk.stored // files.BLOCK) * files.BLOCK]
+    done = 0
+    while done < chunk.stored:
+        at = done - done % files.BLOCK
+        end = at + os.preadv(fd, [whole[at:]], chunk.offset + at)
+        if end <= done:
+            break
+        done = end
+    return whole[: min(done, chunk.stored)]
 
 
 def _unpack(data: memoryview, length: int) -> memoryview:

@@ -179,7 +179,12 @@ def _checksums(node: Node) -> Iterator[bytes]:
 
 
 def to_memory(stored: Stored, name: str) -> OwnedFd:
-    """Return a new memfd with the bytes of a parcel; errors as `Stored.pour`."""
+    """Return a new memfd with the bytes of a parcel, of a manifest or a component: what is large is poured.
+
+    Errors as `Stored.pour`, and ManifestInvalid for what is larger than either can be, before any memory is taken.
+    """
+    if stored.size > manifest.MAX_BLOB:
+        raise ManifestInvalid(f"it has {stored.size} bytes where a component should be")
     memory = memfd.create(name, stored.size)
     try:
         stored.pour(lambda offset, data: _write_all(memory.fileno(), data, offset))

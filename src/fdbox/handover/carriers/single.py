@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import TYPE_CHECKING
 
-from fdbox.errors import CannotCarry, ManifestInvalid
+from fdbox.errors import CannotCarry, LateWrite, ManifestInvalid, NoRoom, SameIncarnation
 from fdbox.handover import arrive, manifest, seal
 from fdbox.handover.carriers import chunks, imagefile
 from fdbox.handover.manifest import FIRST_TOKEN
 from fdbox.kinds import registry
+from fdbox.linux import files
 from fdbox.model import Carriage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from fdbox.handover.arrive import Arrived, Loss
     from fdbox.handover.carriers.imagefile import Stored
     from fdbox.linux.fd import OwnedFd
     from fdbox.model import BoxKey, Description
-    from fdbox.ports import Kernel, Parcel, Shipment
+    from fdbox.ports import Kernel, Parcel, Shipment, Sink
 
+#: what to do where the file has no room
+FREE_SOME = "free some there, or write to another file system"
 _ALL_ALIKE = "every kind that this file has must make sense here, too"
 
 
@@ -40,6 +45,9 @@ def write(
     sealed = seal.seal(box, entries, _Writing(fd), kernel)
     try:
         sealed.verify()
+    except LateWrite as error:
+        remedy = "stop who writes to it (kill -STOP), and export again"
+        raise LateWrite(error.message, remedy=remedy, **error.context) from error
     finally:
         sealed.thaw()
 
@@ -56,9 +64,10 @@ def read(fd: int, owner: int, kernel: Kernel) -> tuple[BoxKey, dict[str, Arrived
         ManifestInvalid: it is damaged, or has what no export has.
         SameIncarnation: the kernel that runs now has written it.
     """
-    delivery = _Reading(imagefile.read(fd))
-    with delivery.take(FIRST_TOKEN) as stored:
-        saved = manifest.read_manifest(manifest.fetch(stored.fileno()), kernel.incarnation())
+    with _of_a_file():
+        delivery = _Reading(imagefile.read(fd), kernel)
+        with delivery.take(FIRST_TOKEN) as stored:
+            saved = manifest.read_manifest(manifest.fetch(stored.fileno()), kernel.incarnation())
     for compatible, _ in saved.components:
         if registry.by_compatible(compatible).name not in PORTABLE:
             raise ManifestInvalid(f"the file has {compatible!r}: {_ALL_ALIKE}")
@@ -71,6 +80,21 @@ PORTABLE: frozenset[str] = frozenset(
     name for name, kind in registry.CARRIED.items() if kind.is_portable
 )
 _REMEDY = f"take it out of the box; what can be exported is {', '.join(sorted(PORTABLE))}"
+
+
+@contextlib.contextmanager
+def _of_a_file() -> Iterator[None]:
+    """Say what to do about a file, where an error only knows what to do about what came from the last kernel."""
+    try:
+        yield
+    except SameIncarnation as error:
+        remedy = "import it on another machine, or after the next boot"
+        raise SameIncarnation(error.message, remedy=remedy) from error
+    except ManifestInvalid as error:
+        if error.remedy != ManifestInvalid.remedy:
+            raise
+        remedy = "copy it again; what another version of fdbox has written, import with that"
+        raise ManifestInvalid(error.message, remedy=remedy) from error
 
 
 class _Writing:
@@ -136,7 +160,8 @@ class _Shipment:
         self._chunks: dict[int, tuple[chunks.Chunk, ...]] = {}
 
     def add(self, parcels: Sequence[Parcel]) -> None:
-        """Write."""
+        """Write; NoRoom if it is known beforehand that there is too little."""
+        _check_room(self._fd, parcels)
         self._chunks = imagefile.write(self._fd, parcels)
         self._parcels = {parcel.token: parcel for parcel in parcels}
 
@@ -151,28 +176,65 @@ class _Shipment:
         """Do nothing, likewise."""
 
 
+def _check_room(fd: int, parcels: Sequence[Parcel]) -> None:
+    wanted = sum(imagefile.length_of(parcel) + files.BLOCK for parcel in parcels)
+    there = os.fstatvfs(fd)
+    free = there.f_bavail * there.f_frsize
+    if there.f_blocks and wanted > free:  # without blocks it does not say what is free
+        raise NoRoom(
+            f"a file of {wanted} bytes does not fit where {free} are free", remedy=FREE_SOME
+        )
+
+
 class _Reading:
     """A delivery from a file."""
 
-    def __init__(self, stored: dict[int, Stored]) -> None:
+    def __init__(self, stored: dict[int, Stored], kernel: Kernel) -> None:
         self._stored = stored
+        self._kernel = kernel
 
     def fileno(self) -> int:
         """Never asked: nothing hangs on it."""
         raise ValueError("a file that is read by hand has no holder")
 
     def take(self, token: int) -> OwnedFd:
-        """Return a parcel as a memfd; ManifestInvalid if it is damaged, or there is none."""
+        """Return a parcel as a memfd.
+
+        Raises:
+            ManifestInvalid: it is damaged, or there is none.
+            NoRoom: it does not fit into memory.
+        """
         if token not in self._stored:
             raise ManifestInvalid(f"the file has nothing under the token {token}")
-        return imagefile.to_memory(self._stored[token], "fdbox-image")
+        stored = self._stored[token]
+        if stored.size > (free := self._kernel.free_memory()):
+            raise NoRoom(
+                f"its {stored.size} bytes do not fit into memory, of which {free} are free",
+                remedy="free memory, and import it again",
+            )
+        with _of_a_file():
+            return imagefile.to_memory(stored, "fdbox-image")
 
-    def stream(self, token: int) -> Stored | None:
+    def stream(self, token: int) -> _Told | None:
         """Return the bytes of a parcel, or None if there is none."""
-        return self._stored.get(token)
+        stored = self._stored.get(token)
+        return None if stored is None else _Told(stored)
 
     def finish(self, *, whole: bool = True) -> None:
         """Do nothing: the file is its owner's."""
 
     def abandon(self) -> None:
         """Do nothing, likewise."""
+
+
+class _Told:
+    """A stream that says of a damage what to do about the file."""
+
+    def __init__(self, stored: Stored) -> None:
+        self._stored = stored
+        self.size: int = stored.size
+
+    def pour(self, sink: Sink) -> None:
+        """Hand over every byte; errors as `chunks.pour`."""
+        with _of_a_file():
+            self._stored.pour(sink)
