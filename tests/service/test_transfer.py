@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 import fdbox
+from fdbox.handover.carriers import imagefile
 from fdbox.linux import memfd
 from fdbox.linux.fd import OwnedFd, open_path
 from tests.fakes.carrier import SECOND
@@ -192,3 +195,103 @@ def test_the_name_of_a_file_need_not_be_text(
         done = run(daemon, "export", "cache", path, *options)
         assert (done.returncode, done.stderr) == (0, "")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def exported(daemon: Daemon, client: fdbox.Client, tmp_path: Path) -> tuple[Path, Path]:
+    """Return the files of a box, and of an empty one, that another kernel has written."""
+    fill(client)
+    client.box("empty")
+    paths = tmp_path / "cache.fdbox", tmp_path / "empty.fdbox"
+    for path in paths:
+        assert run(daemon, "export", path.stem, str(path)).returncode == 0
+        client.box(path.stem).delete()
+    daemon.kernel.running = SECOND
+    return paths
+
+
+def test_an_import_that_the_keeper_has_no_room_for_makes_no_box(
+    daemon: Daemon, client: fdbox.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hold(*_: object) -> None:
+        raise fdbox.QuotaExceeded("the keeper has room for none")
+
+    paths = exported(daemon, client, tmp_path)
+    monkeypatch.setattr(daemon.service.vault, "hold", hold)
+    for path in paths:
+        assert run(daemon, "import", str(path)).returncode == fdbox.QuotaExceeded.exit_status
+    assert client.boxes() == []
+
+
+def test_an_import_of_what_cannot_be_looked_at_makes_no_box(
+    daemon: Daemon, client: fdbox.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def readmit(*_: object) -> None:
+        raise fdbox.InvalidDescriptor("it cannot be read")
+
+    path, _ = exported(daemon, client, tmp_path)
+    monkeypatch.setattr(daemon.service.vault, "readmit", readmit)
+    done = run(daemon, "import", str(path))
+    assert done.returncode == fdbox.InvalidDescriptor.exit_status
+    assert client.boxes() == []
+
+
+def test_an_import_that_does_not_fit_the_quota_makes_no_box(
+    daemon: Daemon, client: fdbox.Client, tmp_path: Path
+) -> None:
+    path, _ = exported(daemon, client, tmp_path)
+    with OwnedFd(os.eventfd(0)) as fd:
+        box = client.box("full")
+        for number in range(299):
+            box.put(f"{number}", fd)
+    assert run(daemon, "import", str(path)).returncode == fdbox.QuotaExceeded.exit_status
+    assert [box.name for box in client.boxes()] == ["full"]
+
+
+def test_nothing_is_imported_into_an_update_that_began_meanwhile(
+    daemon: Daemon,
+    client: fdbox.Client,
+    tmp_path: Path,
+    image: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, _ = exported(daemon, client, tmp_path)
+    reading, jumping = threading.Event(), threading.Event()
+    status: list[int] = []
+
+    def free_memory() -> int:
+        """Be asked by the import, when it has read the manifest."""
+        reading.set()
+        assert jumping.wait(20)
+        return 1 << 40
+
+    def jump() -> None:
+        jumping.set()
+        importing.join()
+
+    monkeypatch.setattr(daemon.kernel, "free_memory", free_memory)
+    importing = threading.Thread(
+        target=lambda: status.append(run(daemon, "import", str(path)).returncode)
+    )
+    importing.start()
+    assert reading.wait(20)
+    daemon.kernel.on_jump = jump
+    with pytest.raises(fdbox.FdboxError, match="cannot jump"):
+        list(client.update(image, None, ""))
+    assert status == [fdbox.UpdateInProgress.exit_status]
+    assert client.boxes() == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_file_system_that_is_full_is_no_matter_of_the_kernel(
+    code: int, daemon: Daemon, client: fdbox.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    fill(client)
+    monkeypatch.setattr(imagefile, "write", full)
+    done = run(daemon, "export", "cache", str(tmp_path / "f"))
+    assert done.returncode == fdbox.NoRoom.exit_status
+    assert "free some" in done.stderr
+    assert "dmesg" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

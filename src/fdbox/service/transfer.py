@@ -7,10 +7,10 @@ import fcntl
 import os
 from typing import TYPE_CHECKING
 
-from fdbox.errors import InvalidDescriptor, KernelError
+from fdbox.errors import FdboxError, InvalidDescriptor, KernelError, NoRoom
 from fdbox.handover.carriers import single
 from fdbox.linux import paths
-from fdbox.linux.fd import close_all
+from fdbox.linux.files import FULL
 from fdbox.model import BoxKey
 from fdbox.service import replies
 from fdbox.service.access import require_root, resolve_owner
@@ -78,23 +78,29 @@ class Transfer:
 
     async def _take_in(self, key: BoxKey, entries: dict[str, Arrived]) -> list[tuple[str, Held]]:
         """Put what was made into a new box, all or nothing."""
-        new: list[tuple[str, Held]] = []
         try:
-            self._vault.create(key, exclusive=True)
             new = [(name, self._vault.readmit(one)) for name, one in entries.items()]
-            await self._vault.hold([held for _, held in new])
+            held = [one for _, one in new]
+            await self._vault.hold(held)
         except BaseException:
-            close_all(one.fd for one in entries.values())
-            if new:
-                self._vault.delete(key)
+            self._discard([one.fd for one in entries.values()])
             raise
+        try:
+            self._make(key, new)
+        except BaseException:
+            self._discard(self._vault.forget(held))
+            raise
+        return new
+
+    def _make(self, key: BoxKey, new: list[tuple[str, Held]]) -> None:
+        """Make the box. Nothing comes between the question whether boxes may change, and the change."""
+        self._live.check_changes_allowed()
+        self._vault.create(key, exclusive=True)
         try:
             self._vault.put(key, new, replace=False)
         except BaseException:
-            self._discard(self._vault.forget([held for _, held in new]))
             self._vault.delete(key)
             raise
-        return new
 
 
 def _check_empty(fd: int) -> None:
@@ -108,5 +114,8 @@ def _check_empty(fd: int) -> None:
         )
 
 
-def _failed(what: str, error: OSError) -> KernelError:
-    return KernelError(f"cannot {what} the file: {error.strerror}", errno=error.errno or 0)
+def _failed(what: str, error: OSError) -> FdboxError:
+    sentence = f"cannot {what} the file: {error.strerror}"
+    if error.errno in FULL:
+        return NoRoom(sentence, remedy=single.FREE_SOME)
+    return KernelError(sentence, errno=error.errno or 0)
