@@ -163,6 +163,32 @@ def test_a_closed_descriptor(store: Store, socket_path: Path) -> None:
         assert box.list() == [], "the connection is as good as before"
 
 
+NO_TEXT = "\udcff"
+
+
+def test_a_name_that_is_no_text_is_refused(store: Store, socket_path: Path) -> None:
+    with fdbox.connect(socket_path) as client, memfd.create("m", 5) as fd:
+        box = client.box("b")
+        for refused in (
+            lambda: client.box(NO_TEXT),
+            lambda: box.put(NO_TEXT, fd),
+            lambda: box.get(NO_TEXT),
+            lambda: box.memory(NO_TEXT, size=1),
+            lambda: list(client.update(fd, None, NO_TEXT)),
+        ):
+            with pytest.raises(errors.UsageError, match=r"udcff.* is no UTF-8"):
+                refused()
+        assert box.list() == [], "the connection is as good as before"
+
+    async def run() -> None:
+        async with await fdbox.aio.connect(socket_path) as client:
+            with pytest.raises(errors.UsageError, match="is no UTF-8"):
+                await client.box(NO_TEXT)
+            assert await (await client.box("b")).list() == []
+
+    asyncio.run(run())
+
+
 def test_memory_is_created_then_recovered(store: Store, socket_path: Path) -> None:
     with fdbox.connect(socket_path) as client:
         box = client.box("b")

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fdbox.errors import CannotCarry
 from fdbox.linux import tun
 from fdbox.linux.fd import open_path
 from fdbox.linux.tun import Interface
@@ -56,3 +58,14 @@ def test_an_interface_that_somebody_has_is_named(world: World) -> None:
     entries, (loss,) = world.arrive()
     assert entries == {}
     assert "cannot make the interface 'fdboxtun0' again" in loss.reason
+
+
+@pytest.mark.root
+def test_an_interface_whose_name_is_no_text_is_refused(world: World) -> None:
+    entries = opened()(world.folder)
+    world.made.append(entries)
+    request = struct.pack("=16sh22x", b"fdbox\xff", TUN | NO_PI)
+    fcntl.ioctl(entries["tun"].fileno(), 0x400454CA, request)  # TUNSETIFF
+    with pytest.raises(CannotCarry, match="no UTF-8") as caught:
+        world.seal(entries)
+    assert caught.value.context["entry"] == "tun"

@@ -13,10 +13,12 @@ import fdbox
 from fdbox.errors import KernelError
 from fdbox.handover import arrive
 from fdbox.linux import memfd, pipe
+from fdbox.linux.fd import open_path
 from fdbox.service.update import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from fdbox.linux.fd import OwnedFd
     from tests.service.daemon import Daemon
@@ -335,4 +337,17 @@ def test_a_box_that_cannot_be_saved_again_is_open_afterwards(
     assert isinstance(error, fdbox.KernelError)
     assert "begins no shipment" in error.message
     assert "jump" not in daemon.kernel.calls
+    check_as_before(daemon, filled)
+
+
+def test_a_file_whose_name_is_no_text_stops_nobody(
+    daemon: Daemon, filled: fdbox.Client, image: int, tmp_path: Path
+) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    with open_path(path, os.O_RDWR | os.O_CREAT) as file:
+        filled.box("cache").put("f", file)
+    labels = {entry.name: entry.label for entry in filled.box("cache").list()}
+    assert labels["f"] == f"{tmp_path}/\ufffd"
+    _, error = follow(filled, image)
+    assert "a test cannot jump" in str(error)
     check_as_before(daemon, filled)

@@ -103,9 +103,10 @@ class Channel:
             self._unhook()
 
     async def _exchange(self, request: Request[R] | None) -> wire.Message[OwnedFd]:
+        text = b"" if request is None else request.encode()
         try:
             if request is not None:
-                await self._send(memoryview(request.encode()), request.descriptors)
+                await self._send(memoryview(text), request.descriptors)
             message = None
             while message is None:
                 message = self._decoder.feed(*await self._chunk())

@@ -46,8 +46,13 @@ class Request(msgspec.Struct, Generic[R], frozen=True):
     more: bool = False
 
     def encode(self) -> bytes:
-        """Return the message."""
-        return wire.encode_call(f"{INTERFACE}.{self.method}", self.parameters, more=self.more)
+        """Return the message; UsageError for text that is none, as a command line's can be."""
+        try:
+            return wire.encode_call(f"{INTERFACE}.{self.method}", self.parameters, more=self.more)
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"{error.object!r} is no UTF-8, and cannot be sent", remedy="write it in UTF-8"
+            ) from error
 
 
 #: How often a call is made while the daemon goes away under it.

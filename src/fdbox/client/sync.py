@@ -77,8 +77,8 @@ class Channel:
         self._sock.close()
 
     def _send(self, request: Request[R]) -> None:
+        text = memoryview(request.encode())
         try:
-            text = memoryview(request.encode())
             sent = scm.send_with_fds(self._sock, text, request.descriptors)
             if sent < len(text):
                 self._sock.sendall(text[sent:])

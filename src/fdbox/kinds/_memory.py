@@ -246,7 +246,7 @@ def write_attributes(file: OpenFile, node: Node) -> None:
     names = [name for name in _xattrs(file.fd) if name.startswith(_KEPT_XATTRS)]
     for index, name in enumerate(sorted(names)):
         child = node.add(f"xattr@{index}")
-        child.set_text("name", name)
+        child.set_path("name", name)  # it need not be text
         child.set_data("data", os.getxattr(file.fd, name))
 
 
@@ -344,7 +344,7 @@ def _give_to(owner: tuple[int, int], fd: int) -> None:
 
 
 def _set_xattr(node: Node, fd: int) -> None:
-    name = node.text("name")
+    name = node.path("name")
     if not name.startswith(_KEPT_XATTRS):
         raise FdtError(f"{node.name} is {name!r}, which fdbox does not set")
     os.setxattr(fd, name, node.data("data"))

@@ -37,7 +37,7 @@ def write(file: OpenFile, node: Node) -> None:
     """Write down where a file is and what it is; CannotCarry if that path does not lead to it."""
     if not leads_to(file.look.link, file.fd):
         raise file.refuse(
-            f"{file.look.link} does not lead to it from here",
+            f"{file.look.label} does not lead to it from here",
             "it was renamed or removed, or is in another mount namespace than fdbox: put it into the box anew",
         )
     write_identity(node, file.look.link, paths.identity(file.fd))
@@ -87,7 +87,7 @@ def find(node: Node, flags: int = 0) -> OwnedFd:
     found = paths.find(path, flags)
     if not saved.is_same(paths.identity(found.fileno())):
         found.close()
-        raise KernelError(f"{path} is another file than it was", remedy=_CHANGED)
+        raise KernelError(f"{paths.shown(path)} is another file than it was", remedy=_CHANGED)
     return found
 
 

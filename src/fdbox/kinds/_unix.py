@@ -69,7 +69,7 @@ def obstacle(seen: Look) -> Carriage | None:
         path = lent.getsockname()
         foreign = _sockets.foreign(lent)
     if foreign is None and isinstance(path, str) and path and not path.startswith("/"):
-        return Carriage(None, _RELATIVE[0].format(path=path), _RELATIVE[1])
+        return Carriage(None, _RELATIVE[0].format(path=printable(path)), _RELATIVE[1])
     return foreign
 
 
@@ -106,7 +106,7 @@ def write_name(file: OpenFile, lent: socket.socket, node: Node) -> tuple[str, ..
         child.set_data("address", address)
         return ()
     if not address.startswith("/"):
-        raise file.refuse(_RELATIVE[0].format(path=address), _RELATIVE[1])
+        raise file.refuse(_RELATIVE[0].format(path=printable(address)), _RELATIVE[1])
     found = _socket_file(file, lent, address)
     if found is None:
         child.set_path("path", address)

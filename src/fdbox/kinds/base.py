@@ -131,7 +131,7 @@ class Carried(abc.ABC):
 
     def describe(self, seen: Look) -> Description:
         """Return its name, and what /proc calls it."""
-        return Description(self.name, None, seen.link)
+        return Description(self.name, None, seen.label)
 
     def carriage(self, seen: Look | None, carrier: Carrier[OwnedFd]) -> Carriage:
         """Return what the machine has, or what stands in the way of this one."""
@@ -273,7 +273,7 @@ class Uncarried:
 
     def describe(self, seen: Look) -> Description:
         """Return its name, and what /proc calls it."""
-        return Description(self.name, None, seen.link)
+        return Description(self.name, None, seen.label)
 
     def carriage(self, seen: Look | None, carrier: Carrier[OwnedFd]) -> Carriage:
         """Return that nothing carries it."""

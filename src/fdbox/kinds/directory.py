@@ -44,7 +44,7 @@ class Directory(Ordinary):
 
     def describe(self, seen: Look) -> Description:
         """Return its path."""
-        return Description(self.name, None, seen.link)
+        return Description(self.name, None, seen.label)
 
     def write(self, file: OpenFile, node: Node, freight: Freight) -> None:
         """Write down where it is."""

@@ -39,7 +39,7 @@ class Fifo(Pipe):
 
     def describe(self, seen: Look) -> Description:
         """Return its path."""
-        return Description(self.name, None, seen.link)
+        return Description(self.name, None, seen.label)
 
     def write_pipe(self, node: Node, files: Sequence[OpenFile]) -> None:
         """Save what is queued, and where it is."""

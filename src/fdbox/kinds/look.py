@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from fdbox.errors import CannotCarry, InvalidDescriptor, KernelError
-from fdbox.linux import fdinfo, kcmp, memfd, sock
+from fdbox.linux import fdinfo, kcmp, memfd, paths, sock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -30,6 +30,11 @@ class Look(NamedTuple):
     flags: int
     #: domain, type and protocol; None of what is no socket
     family: Family | None = None
+
+    @property
+    def label(self) -> str:
+        """The link for people: a path's bytes need not be text."""
+        return paths.shown(self.link)
 
     @property
     def inode(self) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fdbox.kinds import _dense, _memory
 from fdbox.kinds._memory import Memories
-from fdbox.linux import memfd
+from fdbox.linux import memfd, paths
 from fdbox.model import Description
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def label(link: str) -> str:
     """Return a memfd's name for people: bytes that are no UTF-8 become U+FFFD."""
-    return memfd.name_in(link).encode(errors="surrogateescape").decode(errors="replace")
+    return paths.shown(memfd.name_in(link))
 
 
 def write_name(file: OpenFile, node: Node) -> tuple[str, ...]:

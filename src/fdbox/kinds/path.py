@@ -37,7 +37,7 @@ class Path(Ordinary):
 
     def describe(self, seen: Look) -> Description:
         """Return where it leads."""
-        return Description(self.name, None, seen.link)
+        return Description(self.name, None, seen.label)
 
     def write(self, file: OpenFile, node: Node, freight: Freight) -> None:
         """Write down where it leads."""

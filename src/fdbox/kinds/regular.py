@@ -63,7 +63,7 @@ class RegularFile(Ordinary):
 
     def describe(self, seen: Look) -> Description:
         """Return its size and path."""
-        return Description(self.name, seen.status.st_size, seen.link)
+        return Description(self.name, seen.status.st_size, seen.label)
 
     def write(self, file: OpenFile, node: Node, freight: Freight) -> None:
         """Write down where it is; send its bytes where it is nowhere."""

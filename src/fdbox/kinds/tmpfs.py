@@ -75,8 +75,7 @@ class Tmpfs(Memories):
 
     def describe(self, seen: Look) -> Description:
         """Return its size, and its path."""
-        path = seen.link.encode(errors="surrogateescape").decode(errors="replace")
-        return Description(self.name, seen.status.st_size, path)
+        return Description(self.name, seen.status.st_size, seen.label)
 
     def send(self, group: Group, node: Node, freight: Freight) -> tuple[str, ...]:
         """Send the memory itself if it has no name, else a copy and the names."""
@@ -255,8 +254,7 @@ def _link(fd: int, home: Home) -> None:
 
 def _lost_name(path: str, error: OSError | FdboxError) -> str:
     reason = error.message if isinstance(error, FdboxError) else error.strerror
-    printable = path.encode(errors="surrogateescape").decode(errors="replace")
-    return f"its name {printable!r}: {reason}"
+    return f"its name {paths.shown(path)!r}: {reason}"
 
 
 KINDS: tuple[Kind, ...] = (Tmpfs(),)

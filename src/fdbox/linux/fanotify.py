@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from fdbox.errors import KernelError
-from fdbox.linux import fdinfo, handles
+from fdbox.linux import fdinfo, handles, paths
 from fdbox.linux.fd import OwnedFd
 from fdbox.linux.syscalls import last_error, libc
 
@@ -100,4 +100,4 @@ def add(fd: int, path: str, mark: Mark) -> None:
 def _add(fd: int, path: str, flags: int, events: int) -> None:
     raw = os.fsencode(path)
     if libc.fanotify_mark(fd, _MARK_ADD | flags, ctypes.c_uint64(events), _AT_FDCWD, raw) != 0:
-        raise _failed(f"cannot mark {path}")
+        raise _failed(f"cannot mark {paths.shown(path)}")

@@ -10,7 +10,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from fdbox.errors import KernelError
-from fdbox.linux import fdinfo, handles
+from fdbox.linux import fdinfo, handles, paths
 from fdbox.linux.fd import OwnedFd
 from fdbox.linux.syscalls import last_error, libc
 
@@ -80,6 +80,6 @@ def add(fd: int, path: str, mask: int, number: int) -> None:
         ) from error
     found = int(libc.inotify_add_watch(fd, os.fsencode(path), ctypes.c_uint32(mask | _MASK_CREATE)))
     if found < 0:
-        raise _failed(f"cannot watch {path}")
+        raise _failed(f"cannot watch {paths.shown(path)}")
     if found != number:
-        raise KernelError(f"the watch of {path} has the number {found}, not {number}")
+        raise KernelError(f"the watch of {paths.shown(path)} has the number {found}, not {number}")

@@ -94,7 +94,7 @@ def find(path: str, flags: int = 0, folder: int = _AT_FDCWD) -> OwnedFd:
     except OSError as error:
         code = error.errno or 0
         raise KernelError(
-            f"cannot find {path}: {error.strerror}", errno=code, remedy=_REMEDIES.get(code)
+            f"cannot find {shown(path)}: {error.strerror}", errno=code, remedy=_REMEDIES.get(code)
         ) from error
 
 

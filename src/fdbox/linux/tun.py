@@ -39,7 +39,7 @@ class Interface(NamedTuple):
 def inspect(fd: int) -> Interface | None:
     """Return the interface of a borrowed descriptor; None if it has none.
 
-    KernelError: it is in another network namespace. OSError ENOTTY.
+    KernelError: it is in another network namespace, or its name is no UTF-8. OSError ENOTTY.
     """
     try:
         raw = fcntl.ioctl(fd, _GETIFF, bytes(_IFREQ.size))
@@ -48,7 +48,13 @@ def inspect(fd: int) -> Interface | None:
             return None
         raise
     name, flags = _IFREQ.unpack(raw)
-    text = name.rstrip(b"\0").decode()
+    try:
+        text = name.rstrip(b"\0").decode()
+    except UnicodeDecodeError as error:
+        raise KernelError(
+            f"the name of its interface is no UTF-8: {error.object!r}",
+            remedy="rename the interface",
+        ) from error
     folder = Path("/sys/class/net") / text
     if not (folder / "tun_flags").exists():
         raise KernelError(
