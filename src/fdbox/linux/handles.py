@@ -1,15 +1,14 @@
-"""Files by their handles (open_by_handle_at(2)), and mounts (proc_pid_mountinfo(5))."""
+"""Files by their handles (open_by_handle_at(2)), and the mounts that they are found by."""
 
 from __future__ import annotations
 
 import errno
 import os
 import struct
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fdbox.errors import KernelError
-from fdbox.linux import fdinfo
+from fdbox.linux import fdinfo, mountinfo
 from fdbox.linux.fd import OwnedFd, open_path
 from fdbox.linux.syscalls import last_error, libc
 
@@ -72,17 +71,9 @@ def open_handle(file: Handle) -> OwnedFd:
 def mounts_of(number: int) -> Iterator[str]:
     """Yield where a file system is mounted, as seen from here."""
     wanted = f"{os.major(number)}:{os.minor(number)}"
-    return (point for _, found, point in _mounts() if found == wanted)
+    return (mount.point for mount in mountinfo.mounts() if mount.device == wanted)
 
 
 def mount_point(number: int) -> str | None:
     """Return where the mount of a number (`mnt_id`) is; None if it is not seen from here."""
-    return next((point for found, _, point in _mounts() if found == number), None)
-
-
-def _mounts() -> Iterator[tuple[int, str, str]]:
-    """Yield number, "major:minor" and path of every mount."""
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        words = line.split()
-        path = os.fsencode(words[4]).decode("unicode_escape").encode("latin-1")  # \040 is a space
-        yield int(words[0]), words[2], os.fsdecode(path)
+    return next((mount.point for mount in mountinfo.mounts() if mount.number == number), None)

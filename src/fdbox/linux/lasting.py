@@ -1,17 +1,13 @@
-"""Whether what a folder holds outlives the kernel (Documentation/filesystems/overlayfs.rst, proc_pid_mountinfo(5))."""
+"""Whether what a folder holds outlives the kernel (Documentation/filesystems/overlayfs.rst)."""
 
 from __future__ import annotations
 
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 
-from fdbox.linux import paths
+from fdbox.linux import mountinfo, paths
 from fdbox.linux.fd import open_path
-
-_MOUNTS = Path("/proc/self/mountinfo")
-_ESCAPED = re.compile(rb"\\([0-7]{3})")
 
 
 def in_memory(folder: Path) -> bool | None:
@@ -42,17 +38,11 @@ def _look_at(folder: Path) -> tuple[int, int]:
 
 def _upper(device: int) -> Path | None:
     """Return the upper folder of the overlay with this device number, as whoever mounted it named it; OSError without /proc."""
-    wanted = f"{os.major(device)}:{os.minor(device)}".encode()
-    for line in _MOUNTS.read_bytes().splitlines():
-        words = line.split()
-        if words[2] == wanted:
-            # After the dash: the file system, its source, its options.
-            for option in words[words.index(b"-") + 3].split(b","):
-                name, _, value = option.partition(b"=")
-                if name == b"upperdir":
-                    return Path(os.fsdecode(_ESCAPED.sub(_unescaped, value)))
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for mount in mountinfo.mounts():
+        if mount.device == wanted:
+            for option in mount.options:
+                name, _, value = option.partition("=")
+                if name == "upperdir":
+                    return Path(value)
     return None
-
-
-def _unescaped(found: re.Match[bytes]) -> bytes:
-    return bytes([int(found[1], 8)])
