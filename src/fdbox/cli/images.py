@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fdbox.errors import UsageError
 from fdbox.linux import regular
+from fdbox.nextkernel import command_line as parts
 from fdbox.nextkernel.find import Installed, find
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 #: what the boot loader added, and the next kernel has no use for
 _OF_THE_BOOT_LOADER = ("BOOT_IMAGE=", "initrd=")
+_RUNNING = Path("/proc/cmdline")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +37,18 @@ class Chosen:
 def choose(text: str) -> Chosen:
     """Return the image that a path or a version stands for; UsageError if there is none, or several."""
     path = Path(text)
-    if "/" in text or path.exists():
+    if "/" in text or _is_there(path):
         return Chosen(path)
     found = find(text)
     return Chosen(found.image, found)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError:  # nor is what no file can be called
+        return False
+    return True
 
 
 def open_image(path: Path) -> OwnedFd:
@@ -81,5 +91,15 @@ def command_line(options: argparse.Namespace) -> str:
     """Return the next kernel's command line."""
     if not options.reuse_cmdline:
         return str(options.append)
-    words = Path("/proc/cmdline").read_text(encoding="utf-8").split()
-    return " ".join(word for word in words if not word.startswith(_OF_THE_BOOT_LOADER))
+    words = parts.words(running_line())
+    return " ".join(word for word in words if not _is_of_the_boot_loader(word))
+
+
+def running_line() -> str:
+    """Return the running kernel's command line; its bytes need not be UTF-8 (os.fsdecode)."""
+    return os.fsdecode(_RUNNING.read_bytes()).strip()
+
+
+def _is_of_the_boot_loader(word: str) -> bool:
+    """Return whether a word is one that a boot loader adds; the quotes may be around all of it."""
+    return word.removeprefix('"').startswith(_OF_THE_BOOT_LOADER)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fdbox.cli import images, render
@@ -16,6 +15,7 @@ from fdbox.service.rehearsal import qemu
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
+    from pathlib import Path
 
     from fdbox.client.sync import Client
 
@@ -74,4 +74,4 @@ def _leaving(options: argparse.Namespace) -> tuple[Path, str] | None:
             "the running kernel's own image was not found: the kexec from it is not rehearsed"
         )
         return None
-    return image, Path("/proc/cmdline").read_text(encoding="utf-8").strip()
+    return image, images.running_line()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fdbox.cli import images, lastupdate, layout, rehearsal, render
 from fdbox.cli.command import command, connect, json_argument, socket_argument
-from fdbox.errors import ConnectionLost
+from fdbox.errors import ConnectionLost, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from fdbox.linux.fd import OwnedFd
     from fdbox.varlink import interface
+
+#: the carrier to which it matters how memory lies
+_KERNEL = "kernel"
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +54,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rehearse",
         action="store_true",
-        help="try it in QEMU first: the next kernel, its initrd, a small box and a copy of one of yours, which have to arrive",
+        help="try it in QEMU before (after what --dry-run does): the next kernel, its initrd, a small box and a copy of one "
+        "of yours, which have to arrive",
     )
     parser.add_argument(
         "--carrier",
@@ -85,28 +89,72 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 )
 def update(options: argparse.Namespace) -> int:
     """Update, showing how it goes; or tell how it went."""
+    _check_options(options)
     with ExitStack() as stack:
-        if options.last:
-            return lastupdate.tell(stack.enter_context(connect(options)), as_json=options.json)
-        if options.rehearse and not options.reboot:
-            rehearsal.rehearse(options)
-        kernel, initrd = _images(options, stack)
         client = stack.enter_context(connect(options))
-        steps = client.update(
-            kernel,
-            initrd,
-            images.command_line(options),
-            dry_run=options.dry_run,
-            timeout=options.timeout,
-            on_deadline="proceed" if options.proceed else "abort",
-            on_late_write="abort" if options.abort_on_late_write else "retry",
-            images_only=options.reboot or options.carrier == "image",
-            force=options.force,
-        )
-        _watch(steps, stack, as_json=options.json)
-        if options.dry_run and not options.json:
-            print(layout.costs(client.predict()))
+        if options.last:
+            return lastupdate.tell(client, as_json=options.json)
+        watch = _Watch(as_json=options.json)
+        stack.callback(watch.end)
+        kernel, initrd = _images(options, stack)
+
+        def go(*, dry_run: bool) -> None:
+            watch.follow(
+                client.update(
+                    kernel,
+                    initrd,
+                    images.command_line(options),
+                    dry_run=dry_run,
+                    timeout=options.timeout,
+                    on_deadline="proceed" if options.proceed else "abort",
+                    on_late_write="abort" if options.abort_on_late_write else "retry",
+                    images_only=options.reboot or options.carrier == "image",
+                    force=options.force,
+                )
+            )
+
+        if options.dry_run or options.rehearse:
+            go(dry_run=True)  # what is refused at once is not rehearsed first
+        if options.dry_run and watch.by_kernel and not options.json:
+            print(layout.costs(client.predict()), flush=True)
+        if options.rehearse:
+            watch.end()
+            rehearsal.rehearse(options)
+        if not options.dry_run:
+            go(dry_run=False)
     return 0
+
+
+_OF_A_KERNEL: tuple[str, ...] = (
+    "--initrd",
+    "--append",
+    "--reuse-cmdline",
+    "--rehearse",
+    "--carrier",
+    "--force",
+)
+_OF_AN_UPDATE: tuple[str, ...] = ("--dry-run", "--timeout", "--proceed", "--abort-on-late-write")
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Raise UsageError for what would be ignored."""
+    ignored = _OF_A_KERNEL
+    if options.last:
+        what, ignored = "--last tells how it went", (*_OF_A_KERNEL, *_OF_AN_UPDATE)
+    elif options.reboot:
+        what = "--reboot loads no kernel, and all crosses as files"
+    else:
+        return
+    values = vars(options)
+    given = [flag for flag in ignored if _is_given(values[flag.strip("-").replace("-", "_")])]
+    if given:
+        raise UsageError(
+            f"{what}: {', '.join(given)} would do nothing", remedy=f"leave out {', '.join(given)}"
+        )
+
+
+def _is_given(value: object) -> bool:
+    return value is not None and value is not False and value != ""
 
 
 def _images(options: argparse.Namespace, stack: ExitStack) -> tuple[OwnedFd | None, OwnedFd | None]:
@@ -121,29 +169,47 @@ def _images(options: argparse.Namespace, stack: ExitStack) -> tuple[OwnedFd | No
     return opened, None if initrd is None else stack.enter_context(images.open_image(initrd))
 
 
-def _watch(steps: Iterator[interface.UpdateReply], stack: ExitStack, *, as_json: bool) -> None:
-    progress = render.Progress()
-    stack.callback(progress.end)
-    phase, loads, warnings = "", "", set[str]()
-    try:
-        for step in steps:
-            phase = step.phase
-            if as_json:
-                print(render.as_json(step), flush=True)
-                continue
-            for warning in step.warnings:
-                if warning not in warnings:
-                    warnings.add(warning)
-                    print(f"fdbox: warning: {render.plain(warning)}", file=sys.stderr, flush=True)
-            if step.loads and (table := _loads(step.loads)) != loads:
-                loads = table
-                progress.end()
-                print(table, flush=True)
-            progress.show(_sentence(step))
-    except ConnectionLost:
-        # In the jump everything goes, this connection too.
-        if phase != "committing":
-            raise
+class _Watch:
+    """Shows how updates go, one after the other; nothing is said twice."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        #: whether anything goes by the kernel, as far as was told
+        self.by_kernel = False
+        self._as_json = as_json
+        self._progress = render.Progress()
+        self._warnings: set[str] = set()
+        self._loads = ""
+
+    def end(self) -> None:
+        """Leave the line of the progress."""
+        self._progress.end()
+
+    def follow(self, steps: Iterator[interface.UpdateReply]) -> None:
+        """Show each step."""
+        phase = ""
+        try:
+            for step in steps:
+                phase = step.phase
+                self.by_kernel |= any(load.carrier == _KERNEL for load in step.loads)
+                if self._as_json:
+                    print(render.as_json(step), flush=True)
+                else:
+                    self._show(step)
+        except ConnectionLost:
+            # In the jump everything goes, this connection too.
+            if phase != "committing":
+                raise
+
+    def _show(self, step: interface.UpdateReply) -> None:
+        for warning in step.warnings:
+            if warning not in self._warnings:
+                self._warnings.add(warning)
+                print(f"fdbox: warning: {render.plain(warning)}", file=sys.stderr, flush=True)
+        if step.loads and (table := _loads(step.loads)) != self._loads:
+            self._loads = table
+            self._progress.end()
+            print(table, flush=True)
+        self._progress.show(_sentence(step))
 
 
 def _loads(loads: Sequence[interface.Load]) -> str:

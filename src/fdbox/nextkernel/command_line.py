@@ -23,6 +23,16 @@ def parameters(line: str) -> list[tuple[str, str | None]]:
     return found
 
 
+def words(line: str) -> list[str]:
+    """Return the words of a line as they are written, quotes among them."""
+    found: list[str] = []
+    rest = line.lstrip(_SPACES)
+    while rest:
+        word, rest = _word(rest)
+        found.append(word)
+    return found
+
+
 def _word(line: str) -> tuple[str, str]:
     """Return the first word, and what follows; spaces between quotes end no word."""
     quoted = False

@@ -28,5 +28,6 @@ def unfit(problems: Sequence[Problem], *, by_kernel: bool) -> NextKernelUnfit:
     remedies = list(dict.fromkeys(problem.remedy for problem in problems))
     if by_kernel and not any(problem.effect in _FOR_ALL for problem in problems):
         remedies.append("or let everything cross as files (--carrier image)")
-    remedies.append("or lose it (--force)")
+    if not any(problem.effect is Effect.REFUSED for problem in problems):
+        remedies.append("or lose it (--force)")  # what is not loaded at all, nothing forces
     return NextKernelUnfit("; ".join(map(str, problems)), remedy="; ".join(remedies))
