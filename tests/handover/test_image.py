@@ -132,28 +132,6 @@ def test_no_damaged_byte_is_ever_given_out(tmp_path: Path) -> None:
     assert noticed > 200  # the rest fell on what only fills a block
 
 
-@pytest.mark.parametrize("most", [1, 4095, 4096, MIB])
-def test_a_read_that_gives_less_goes_on(
-    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    content = random.Random(7).randbytes(5000 if most < MIB else 3 * MIB)
-    preadv = os.preadv
-
-    def short(fd: int, buffers: list[memoryview], offset: int) -> int:
-        return preadv(fd, [buffers[0][: offset % 4096 + most]], offset)
-
-    with memory(content) as fd, written(tmp_path, Parcel(fd.fileno(), 7)) as stored:
-        files.leave_direct(stored.fileno())
-        found = imagefile.read(stored.fileno())
-        monkeypatch.setattr(os, "preadv", short)
-        if most < 4096:
-            with pytest.raises(ManifestInvalid):  # no more comes: it ends there
-                imagefile.to_memory(found[7], "again")
-            return
-        with imagefile.to_memory(found[7], "again") as again:
-            assert content_of(again.fileno()) == content
-
-
 def test_a_file_that_becomes_shorter_is_an_error(tmp_path: Path) -> None:
     with memory(b"x" * 100) as fd, pytest.raises(KernelError, match="shorter"):
         written(tmp_path, Parcel(fd.fileno(), 1, [(0, 200)]))

@@ -63,6 +63,7 @@ def read(fd: int, owner: int, kernel: Kernel) -> tuple[BoxKey, dict[str, Arrived
     Raises:
         ManifestInvalid: it is damaged, or has what no export has.
         SameIncarnation: the kernel that runs now has written it.
+        NoRoom: not even its manifest fits into memory.
     """
     with _of_a_file():
         delivery = _Reading(imagefile.read(fd), kernel)
