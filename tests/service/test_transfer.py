@@ -132,6 +132,10 @@ def test_what_is_no_export_makes_no_box(
     assert run(daemon, "import", str(file), "x").returncode == fdbox.ManifestInvalid.exit_status
     assert client.boxes() == []
     assert run(daemon, "import", str(tmp_path / "none")).returncode == 2
+    for path in (tmp_path, "/dev/zero"):
+        done = run(daemon, "import", str(path))
+        assert done.returncode == fdbox.InvalidDescriptor.exit_status
+        assert "no regular file" in done.stderr
     assert run(daemon, "export", "none", str(file)).returncode == 2, "it is there already"
     assert run(daemon, "export", "none", str(tmp_path / "g")).returncode == 12
     assert file.stat().st_size == 10_000

@@ -59,6 +59,7 @@ class Transfer:
         file = call.take(request.file_descriptor)
         kernel = self._vault.kernel
         try:
+            _check_file(file.fileno())
             saved, entries, lost = await asyncio.to_thread(
                 single.read, file.fileno(), owner, kernel
             )
@@ -101,6 +102,15 @@ class Transfer:
         except BaseException:
             self._vault.delete(key)
             raise
+
+
+def _check_file(fd: int) -> None:
+    """Raise InvalidDescriptor for what is no file: to read a device, or to open a FIFO anew, could have effects."""
+    if not paths.is_regular(fd):
+        raise InvalidDescriptor(
+            "what is to be imported is no regular file",
+            remedy="name a file that `fdbox export` has written",
+        )
 
 
 def _check_empty(fd: int) -> None:
