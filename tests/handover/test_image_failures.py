@@ -14,7 +14,7 @@ from tests.handover.home import Home, memory
 
 from fdbox.errors import CannotCarry, FdboxError, KernelError, NoRoom
 from fdbox.handover import arrive, seal
-from fdbox.handover.carriers import image
+from fdbox.handover.carriers import image, imagefolder
 from fdbox.handover.carriers.choice import KernelAndImage
 from fdbox.handover.carriers.image import ImageCarrier
 from fdbox.kinds import _memory, registry
@@ -70,7 +70,7 @@ def test_an_index_needs_no_room_that_is_kept_free(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home.box("a", x=b"one")
-    monkeypatch.setattr(files, "free_bytes", lambda path: image.RESERVE)
+    monkeypatch.setattr(files, "free_bytes", lambda path: imagefolder.RESERVE)
     with pytest.raises(NoRoom):
         home.box("b", x=b"two")
     home.publish()

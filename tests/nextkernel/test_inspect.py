@@ -152,22 +152,24 @@ def test_the_place_of_the_payload_is_checked() -> None:
         look(images.bzimage(PACKED, version=0x0207))
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"MZ",
-        b"MZ" + bytes(0x100),
-        b"\x7fELF" + bytes(1000),
-        b"#!/bin/sh\n" * 100,
-        BZIMAGE[:0x220],
-        gzip.compress(b"text", mtime=0),
-        images.uki(images.uki(BZIMAGE)),
-        images.bzimage(gzip.compress(b"\x7fELF" + bytes(10000))),
-        images.bzimage(gzip.compress(images.kernel(banner="Linux version a/b (x) #1"))),
-        images.bzimage(b"packed by nothing"),
-    ],
-)
+NO_KERNELS = {
+    "nothing": b"",
+    "two bytes": b"MZ",
+    "a program of DOS": b"MZ" + bytes(0x100),
+    "a program of Linux": b"\x7fELF" + bytes(1000),
+    "a script": b"#!/bin/sh\n" * 100,
+    "the beginning of one": BZIMAGE[:0x220],
+    "text in gzip": gzip.compress(b"text", mtime=0),
+    "a UKI in a UKI": images.uki(images.uki(BZIMAGE)),
+    "no version": images.bzimage(gzip.compress(b"\x7fELF" + bytes(10000))),
+    "a version that is a path": images.bzimage(
+        gzip.compress(images.kernel(banner="Linux version a/b (x) #1"))
+    ),
+    "packed by nothing": images.bzimage(b"packed by nothing"),
+}
+
+
+@pytest.mark.parametrize("data", NO_KERNELS.values(), ids=NO_KERNELS)
 def test_what_is_no_kernel(data: bytes) -> None:
     with pytest.raises(KernelImageInvalid) as raised:
         look(data)

@@ -132,10 +132,12 @@ def test_what_is_no_export_makes_no_box(
     assert run(daemon, "import", str(file), "x").returncode == fdbox.ManifestInvalid.exit_status
     assert client.boxes() == []
     assert run(daemon, "import", str(tmp_path / "none")).returncode == 2
-    for path in (tmp_path, "/dev/zero"):
-        done = run(daemon, "import", str(path))
-        assert done.returncode == fdbox.InvalidDescriptor.exit_status
-        assert "no regular file" in done.stderr
+    for path in (str(tmp_path), "/dev/zero"):
+        done = run(daemon, "import", path)
+        assert done.returncode == fdbox.UsageError.exit_status
+        assert "not a regular file" in done.stderr
+        with open_path(path, os.O_RDONLY) as other, pytest.raises(fdbox.InvalidDescriptor):
+            client.import_box(other)
     assert run(daemon, "export", "none", str(file)).returncode == 2, "it is there already"
     assert run(daemon, "export", "none", str(tmp_path / "g")).returncode == 12
     assert file.stat().st_size == 10_000

@@ -33,7 +33,7 @@ FOREIGN = Problem(
 @pytest.fixture
 def kernel(tmp_path: Path) -> str:
     path = tmp_path / "kernel"
-    path.touch()
+    path.write_bytes(b"\0")
     return str(path)
 
 
@@ -200,7 +200,7 @@ def test_the_running_command_line_is_taken_as_it_is(
 ) -> None:
     monkeypatch.setattr(images, "_RUNNING", tmp_path / "cmdline")
     (tmp_path / "cmdline").write_bytes(running)
-    (tmp_path / "kernel").touch()
+    (tmp_path / "kernel").write_bytes(b"\0")
     loaded = []
 
     def load(kernel: int, initrd: int | None, command_line: str) -> None:

@@ -91,12 +91,12 @@ def update(options: argparse.Namespace) -> int:
     """Update, showing how it goes; or tell how it went."""
     _check_options(options)
     with ExitStack() as stack:
-        client = stack.enter_context(connect(options))
         if options.last:
-            return lastupdate.tell(client, as_json=options.json)
+            return lastupdate.tell(stack.enter_context(connect(options)), as_json=options.json)
+        kernel, initrd = _images(options, stack)
+        client = stack.enter_context(connect(options))
         watch = _Watch(as_json=options.json)
         stack.callback(watch.end)
-        kernel, initrd = _images(options, stack)
 
         def go(*, dry_run: bool) -> None:
             watch.follow(

@@ -10,10 +10,14 @@ import msgspec
 class _Struct(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", kw_only=True
 ):
-    """A message part: field names are camelCase on the wire, and an unknown one is an error."""
+    """A part of a request: field names are camelCase on the wire, and an unknown one is an error."""
 
 
-class Box(_Struct, frozen=True, kw_only=True):
+class _Told(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """A part of a reply: the daemon may be newer than who asks, so what is unknown is passed over."""
+
+
+class Box(_Told, frozen=True, kw_only=True):
     """A box as listed: its owner is a uid, `entries` a count."""
 
     name: str
@@ -22,7 +26,7 @@ class Box(_Struct, frozen=True, kw_only=True):
     entries: int
 
 
-class Entry(_Struct, frozen=True, kw_only=True):
+class Entry(_Told, frozen=True, kw_only=True):
     """An entry as listed: `size` in bytes; `carrier` is None where nothing carries it, and `obstacle` says why."""
 
     name: str
@@ -41,7 +45,7 @@ class Attachment(_Struct, frozen=True, kw_only=True):
     file_descriptor: int
 
 
-class Loss(_Struct, frozen=True, kw_only=True):
+class Loss(_Told, frozen=True, kw_only=True):
     """What did not arrive from the last kernel; `entry` is empty when it was a whole box."""
 
     box: str
@@ -67,14 +71,14 @@ class CreateBox(BoxRequest, frozen=True, kw_only=True):
     exclusive: bool | None = None
 
 
-class CreateBoxReply(_Struct, frozen=True, kw_only=True):
+class CreateBoxReply(_Told, frozen=True, kw_only=True):
     """The box, and whether this call made it."""
 
     box: Box
     created: bool
 
 
-class ListBoxesReply(_Struct, frozen=True, kw_only=True):
+class ListBoxesReply(_Told, frozen=True, kw_only=True):
     """All boxes that the caller may see."""
 
     boxes: list[Box]
@@ -87,7 +91,7 @@ class Put(BoxRequest, frozen=True, kw_only=True):
     replace: bool | None = None
 
 
-class EntriesReply(_Struct, frozen=True, kw_only=True):
+class EntriesReply(_Told, frozen=True, kw_only=True):
     """Entries as listed."""
 
     entries: list[Entry]
@@ -99,7 +103,7 @@ class NamesRequest(BoxRequest, frozen=True, kw_only=True):
     names: list[str]
 
 
-class GetReply(_Struct, frozen=True, kw_only=True):
+class GetReply(_Told, frozen=True, kw_only=True):
     """The entries asked for, in the order asked."""
 
     entries: list[Attachment]
@@ -111,7 +115,7 @@ class Export(BoxRequest, frozen=True, kw_only=True):
     file_descriptor: int
 
 
-class ExportReply(_Struct, frozen=True, kw_only=True):
+class ExportReply(_Told, frozen=True, kw_only=True):
     """How large the file has become."""
 
     bytes: int
@@ -125,7 +129,7 @@ class Import(_Struct, frozen=True, kw_only=True):
     file_descriptor: int
 
 
-class ImportReply(_Struct, frozen=True, kw_only=True):
+class ImportReply(_Told, frozen=True, kw_only=True):
     """The new box, its entries, and what of them could not be made."""
 
     box: Box
@@ -133,7 +137,7 @@ class ImportReply(_Struct, frozen=True, kw_only=True):
     lost: list[Loss]
 
 
-class Layout(_Struct, frozen=True, kw_only=True):
+class Layout(_Told, frozen=True, kw_only=True):
     """How memory lies; `runs` None: not known."""
 
     pages: int
@@ -141,7 +145,7 @@ class Layout(_Struct, frozen=True, kw_only=True):
     runs: int | None
 
 
-class Prediction(_Struct, frozen=True, kw_only=True):
+class Prediction(_Told, frozen=True, kw_only=True):
     """What the memory of a box adds to an update that the kernel carries."""
 
     box: str
@@ -152,14 +156,14 @@ class Prediction(_Struct, frozen=True, kw_only=True):
     retrieve_seconds: float
 
 
-class PredictReply(_Struct, frozen=True, kw_only=True):
+class PredictReply(_Told, frozen=True, kw_only=True):
     """Every box, and all of them together."""
 
     boxes: list[Prediction]
     total: Prediction
 
 
-class Compacted(_Struct, frozen=True, kw_only=True):
+class Compacted(_Told, frozen=True, kw_only=True):
     """How a memory lay, how it lies now, and what could not be put together."""
 
     entry: str
@@ -168,13 +172,13 @@ class Compacted(_Struct, frozen=True, kw_only=True):
     left: str
 
 
-class CompactReply(_Struct, frozen=True, kw_only=True):
+class CompactReply(_Told, frozen=True, kw_only=True):
     """Every memory of the box."""
 
     entries: list[Compacted]
 
 
-class BoxReply(_Struct, frozen=True, kw_only=True):
+class BoxReply(_Told, frozen=True, kw_only=True):
     """One box."""
 
     box: Box
@@ -194,7 +198,7 @@ class Update(_Struct, frozen=True, kw_only=True):
     force: bool | None = None
 
 
-class Load(_Struct, frozen=True, kw_only=True):
+class Load(_Told, frozen=True, kw_only=True):
     """How many entries of a box, and bytes of them, a carrier takes."""
 
     box: str
@@ -204,7 +208,7 @@ class Load(_Struct, frozen=True, kw_only=True):
     bytes: int
 
 
-class UpdateReply(_Struct, frozen=True, kw_only=True):
+class UpdateReply(_Told, frozen=True, kw_only=True):
     """Where an update stands, which subscribers are not ready yet, and what takes how much, once that is known."""
 
     phase: str
@@ -214,7 +218,7 @@ class UpdateReply(_Struct, frozen=True, kw_only=True):
     warnings: list[str] = []
 
 
-class LeftEntry(_Struct, frozen=True, kw_only=True):
+class LeftEntry(_Told, frozen=True, kw_only=True):
     """An entry that left."""
 
     name: str
@@ -223,7 +227,7 @@ class LeftEntry(_Struct, frozen=True, kw_only=True):
     bytes: int
 
 
-class LeftBox(_Struct, frozen=True, kw_only=True):
+class LeftBox(_Told, frozen=True, kw_only=True):
     """A box that left."""
 
     box: str
@@ -231,7 +235,7 @@ class LeftBox(_Struct, frozen=True, kw_only=True):
     entries: list[LeftEntry]
 
 
-class LastUpdateReply(_Struct, frozen=True, kw_only=True):
+class LastUpdateReply(_Told, frozen=True, kw_only=True):
     """How an update went: when each phase began (nanoseconds since 1970), what left, and what is missing."""
 
     incarnation: str
@@ -248,7 +252,7 @@ class Subscribe(_Struct, frozen=True, kw_only=True):
     name: str
 
 
-class SubscribeReply(_Struct, frozen=True, kw_only=True):
+class SubscribeReply(_Told, frozen=True, kw_only=True):
     """`event` is subscribed, prepare or aborted; `subscriber` is the key for Ready."""
 
     event: str
@@ -262,7 +266,7 @@ class Ready(_Struct, frozen=True, kw_only=True):
     subscriber: str
 
 
-class StatusReply(_Struct, frozen=True, kw_only=True):
+class StatusReply(_Told, frozen=True, kw_only=True):
     """The daemon's state, and what the last handover brought and lost.
 
     `images` is the folder of images, `kept` whether the keeper is there; an older daemon says neither.
@@ -283,7 +287,7 @@ class StatusReply(_Struct, frozen=True, kw_only=True):
     kept: bool = True
 
 
-class ReexecReply(_Struct, frozen=True, kw_only=True):
+class ReexecReply(_Told, frozen=True, kw_only=True):
     """The version of the code that takes over."""
 
     version: str

@@ -18,34 +18,27 @@ Memory goes as it was when it was sealed; what is written to it late, `is_unchan
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import logging
 import os
 from typing import TYPE_CHECKING
 
-from fdbox.errors import CannotCarry, FdboxError, KernelError, ManifestInvalid, NoRoom
-from fdbox.handover.carriers import chunks, imagefile
+from fdbox.errors import CannotCarry, NoRoom
+from fdbox.handover.carriers import chunks, imagefile, imagefolder
+from fdbox.handover.carriers.imagedelivery import Delivery
 from fdbox.handover.manifest import INDEX_SESSION
-from fdbox.linux import files, lasting, paths
+from fdbox.linux import files, paths
 from fdbox.model import Carriage
 from fdbox.ports import ParcelRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from fdbox.handover.carriers.imagefile import Stored
     from fdbox.linux.fd import OwnedFd
-    from fdbox.ports import Kernel, Parcel, Shipment, Sink, Stream
+    from fdbox.ports import Kernel, Parcel, Shipment
 
 log: logging.Logger = logging.getLogger(__name__)
-
-#: left free on the file system, whatever is written
-RESERVE = 16 << 20
-_INDEX = "index"
-_ANYWHERE_ELSE = "name another folder: [image] directory in the configuration"
 
 
 class ImageCarrier:
@@ -79,13 +72,13 @@ class ImageCarrier:
 
     def carriage(self) -> Carriage:
         """Return whether the folder is there, or can be made, outlives the kernel, and is this process's."""
-        if (why := obstacle(self.directory)) is not None:
+        if (why := imagefolder.obstacle(self.directory)) is not None:
             return why
         try:
             if self.directory.exists() and not self._has_lock():
-                return _used_by_another(self.directory)
+                return imagefolder.used_by_another(self.directory)
         except OSError as error:
-            return _cannot_write(self.directory, error.errno or 0)
+            return imagefolder.cannot_write(self.directory, error.errno or 0)
         return Carriage(self.name)
 
     def close(self) -> None:
@@ -125,7 +118,7 @@ class ImageCarrier:
         Without its past, nothing can be said of what it names: that is left, then, for the next incarnation.
         """
         try:
-            if not self._has_lock() or not (self.own / _INDEX).exists():
+            if not self._has_lock() or not (self.own / imagefolder.INDEX).exists():
                 return None
             if not has_past:
                 self._set_aside()
@@ -147,25 +140,29 @@ class ImageCarrier:
     def indexes(self) -> list[str]:
         """Return what other incarnations have left, the newest first; KernelError."""
         try:
-            found = [folder / _INDEX for folder in self._foreign() if (folder / _INDEX).exists()]
+            found = [
+                folder / imagefolder.INDEX
+                for folder in self._foreign()
+                if (folder / imagefolder.INDEX).exists()
+            ]
             if found and not self._has_lock():
                 log.error("another fdbox uses %s: what is there does not arrive", self.directory)
                 return []
             found.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
         except OSError as error:
-            raise _failed("look into", self.directory, error) from error
+            raise imagefolder.failed("look into", self.directory, error) from error
         return [f"{INDEX_SESSION}@{path.parent.name}" for path in found]
 
     def tidy(self) -> None:
         """Remove boxes that no index names: they were not sealed yet when their kernel ended, or have arrived."""
         try:
             for folder in self._foreign() if self._has_lock() else ():
-                if not (folder / _INDEX).exists():
-                    _remove(folder, ".image", ".done", ".new")
+                if not (folder / imagefolder.INDEX).exists():
+                    imagefolder.remove(folder, ".image", ".done", ".new")
         except OSError as error:
             log.warning("what nobody needs is still in %s: %s", self.directory, error)
 
-    def receive(self, name: str) -> _Delivery | None:
+    def receive(self, name: str) -> Delivery | None:
         """Return what another incarnation has left under a name.
 
         Raises:
@@ -176,13 +173,13 @@ class ImageCarrier:
         if path is None:
             return None
         try:
-            return _Delivery(files.open_direct(path, os.O_RDONLY), path)
+            return Delivery(files.open_direct(path, os.O_RDONLY), path)
         except OSError as error:
-            raise _failed("read", path, error) from error
+            raise imagefolder.failed("read", path, error) from error
 
-    def resume(self, name: str, fd: OwnedFd) -> _Delivery:
+    def resume(self, name: str, fd: OwnedFd) -> Delivery:
         """Return what a process before this one has received; the file may have gone meanwhile."""
-        return _Delivery(fd, self._find(name))
+        return Delivery(fd, self._find(name))
 
     def _foreign(self) -> list[Path]:
         """Return the folders of other incarnations."""
@@ -196,7 +193,7 @@ class ImageCarrier:
     def _find(self, name: str) -> Path | None:
         session, _, incarnation = name.partition("@")
         if incarnation:
-            candidates = [self.directory / incarnation / _INDEX]
+            candidates = [self.directory / incarnation / imagefolder.INDEX]
         else:
             ends = (".image", ".done")
             candidates = [folder / f"{session}{end}" for folder in self._foreign() for end in ends]
@@ -206,17 +203,17 @@ class ImageCarrier:
 
     def prepare(self) -> None:
         """Make the folders; CannotCarry if they end with the kernel, or another process uses them, OSError."""
-        why = obstacle(self.directory)
+        why = imagefolder.obstacle(self.directory)
         if why is None:
             files.make_folder(self.directory)
-            why = None if self._has_lock() else _used_by_another(self.directory)
+            why = None if self._has_lock() else imagefolder.used_by_another(self.directory)
         if why is not None:
             raise CannotCarry(why.obstacle, remedy=why.remedy)
         files.make_folder(self.own)
 
     def path_of(self, name: str) -> Path:
         """Return where a shipment goes."""
-        return self.own / (_INDEX if name == INDEX_SESSION else f"{name}.image")
+        return self.own / (imagefolder.INDEX if name == INDEX_SESSION else f"{name}.image")
 
     def published(self) -> None:
         """Take note that an index is safe which can name what is live, or that there is none; let go of all else."""
@@ -251,34 +248,6 @@ class ImageCarrier:
             yield
         except OSError as error:
             log.warning("what nobody needs is still in %s: %s", self.own, error)
-
-
-def obstacle(directory: Path) -> Carriage | None:
-    """Return why no image can be in a folder, which need not be there yet; None if it can."""
-    try:
-        there = next(path for path in (directory, *directory.parents) if path.exists())
-        in_memory = lasting.in_memory(there)
-        if os.statvfs(there).f_flag & os.ST_RDONLY:
-            return _cannot_write(directory, errno.EROFS)
-        if not os.access(there, os.W_OK | os.X_OK):
-            return _cannot_write(directory, errno.EACCES)
-    except OSError as error:
-        return _cannot_write(directory, error.errno or 0)
-    if in_memory:
-        why = f"{directory} is in memory, and ends with the kernel"
-        return Carriage(None, why, _ANYWHERE_ELSE)
-    return None
-
-
-def _cannot_write(directory: Path, code: int) -> Carriage:
-    why = f"no image can be written to {directory}: {os.strerror(code)}"
-    return Carriage(None, why, _ANYWHERE_ELSE)
-
-
-def _used_by_another(directory: Path) -> Carriage:
-    return Carriage(
-        None, f"another fdbox writes to {directory}", f"end it, or {_ANYWHERE_ELSE} of this one"
-    )
 
 
 _NO_DEVICE = (
@@ -318,7 +287,7 @@ class _Shipment:
                 _check_room(path.parent, parcels)
             self._chunks = _write(path, parcels)
         except OSError as error:
-            raise _failed("write", path, error) from error
+            raise imagefolder.failed("write", path, error) from error
         self._parcels = {parcel.token: parcel for parcel in parcels}
         self._home.live[self.name] = self
         if self.name == INDEX_SESSION:
@@ -352,7 +321,7 @@ class _Shipment:
         try:
             self._home.dropped(self.name)
         except OSError as error:
-            raise _failed("remove", self._home.path_of(self.name), error) from error
+            raise imagefolder.failed("remove", self._home.path_of(self.name), error) from error
         self._is_over = True
 
     def release(self) -> None:
@@ -361,11 +330,11 @@ class _Shipment:
 
 def _check_room(folder: Path, parcels: Sequence[Parcel]) -> None:
     wanted = sum(imagefile.length_of(parcel) + files.BLOCK for parcel in parcels)
-    free = files.free_bytes(folder) - RESERVE
+    free = files.free_bytes(folder) - imagefolder.RESERVE
     if wanted > free:
         raise NoRoom(
             f"an image of {wanted} bytes does not fit into {folder}, where {max(0, free)} can be taken",
-            remedy=f"free some, or {_ANYWHERE_ELSE}",
+            remedy=f"free some, or {imagefolder.ANYWHERE_ELSE}",
         )
 
 
@@ -384,149 +353,3 @@ def _write(path: Path, parcels: Sequence[Parcel]) -> dict[int, tuple[chunks.Chun
         raise
     files.sync_folder(path.parent)
     return made
-
-
-def _failed(what: str, path: Path, error: OSError) -> FdboxError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoRoom(
-            f"cannot {what} {path}: {error.strerror}", remedy=f"free some, or {_ANYWHERE_ELSE}"
-        )
-    code = error.errno or 0
-    return KernelError(f"cannot {what} {path}: {error.strerror}", errno=code, remedy=_ANYWHERE_ELSE)
-
-
-class _Delivery:
-    """An image of another incarnation."""
-
-    def __init__(self, fd: OwnedFd, path: Path | None) -> None:
-        self._fd = fd
-        self._path = path
-        self._taken: dict[int, OwnedFd] = {}
-        self._is_kept = False
-        #: streams that somebody has asked for, and that nobody has taken as a whole
-        self._open: set[int] = set()
-        self._stored: dict[int, Stored] | None = None
-
-    def fileno(self) -> int:
-        """Return the file's descriptor, borrowed."""
-        return self._fd.fileno()
-
-    def take(self, token: int) -> OwnedFd:
-        """Return a parcel as a memfd; ManifestInvalid if it is damaged, or there is none."""
-        if token not in self._taken:
-            with self._noticing():
-                self._taken[token] = imagefile.to_memory(self._find(token), "fdbox-image")
-        return self._taken[token].dup()
-
-    def stream(self, token: int) -> Stream | None:
-        """Return the bytes of a parcel, or None if it went another way; ManifestInvalid if the image is damaged."""
-        with self._noticing():
-            stored = self._table().get(token)
-        if stored is None:
-            return None
-        self._open.add(token)
-        return _Noticed(stored, self._noticing, lambda: self._open.discard(token))
-
-    def finish(self, *, whole: bool = True) -> None:
-        """Let go of an image: of a box when its index goes, of an index at once, and then of its boxes."""
-        self._is_kept |= not whole
-        self._close()
-        if self._path is None or not self._path.exists():
-            return
-        try:
-            if self._path.name == _INDEX:
-                _let_go(self._path)
-            elif self._is_kept or self._open:
-                self._path.rename(self._path.with_suffix(".kept"))
-            else:
-                _mark_done(self._path)
-        except OSError as error:
-            raise _failed("remove", self._path, error) from error
-
-    def abandon(self) -> None:
-        """Keep it, whatever it is."""
-        self.finish(whole=False)
-
-    def _close(self) -> None:
-        fds, self._taken = [self._fd, *self._taken.values()], {}
-        for fd in fds:
-            fd.close()
-
-    def _table(self) -> dict[int, Stored]:
-        if self._stored is None:
-            self._stored = imagefile.read(self._fd.fileno())
-        return self._stored
-
-    def _find(self, token: int) -> Stored:
-        try:
-            return self._table()[token]
-        except KeyError:
-            raise ManifestInvalid(f"it has nothing under the token {token}") from None
-
-    @contextlib.contextmanager
-    def _noticing(self) -> Iterator[None]:
-        """Keep a file of which something could not be made again, and say where it is."""
-        try:
-            yield
-        except ManifestInvalid as error:
-            self._is_kept = True
-            kept = f"{self._path} stays, as .kept"
-            raise ManifestInvalid(f"the image: {error.message}", remedy=kept) from error
-        except OSError as error:
-            self._is_kept = True
-            raise KernelError(
-                f"cannot read the image: {error.strerror}",
-                errno=error.errno or 0,
-                remedy=f"{self._path} stays, as .kept",
-            ) from error
-        except BaseException:
-            self._is_kept = True
-            raise
-
-
-class _Noticed:
-    """A stream whose delivery hears of what goes wrong."""
-
-    def __init__(
-        self,
-        stored: Stored,
-        noticing: Callable[[], AbstractContextManager[None]],
-        done: Callable[[], None],
-    ) -> None:
-        self._stored = stored
-        self._noticing = noticing
-        self._done = done
-        self.size: int = stored.size
-
-    def pour(self, sink: Sink) -> None:
-        """Hand over every byte; errors as `chunks.pour`."""
-        with self._noticing():
-            self._stored.pour(sink)
-        self._done()
-
-
-def _let_go(index: Path) -> None:
-    """Take an index away, and after it what it names and has arrived."""
-    folder = index.parent
-    index.unlink()
-    files.sync_folder(folder)
-    _remove(folder, ".done", ".new")
-
-
-def _remove(folder: Path, *suffixes: str) -> None:
-    """Remove files of these kinds, and the folder, if nothing else is there."""
-    for path in folder.iterdir():
-        if path.suffix in suffixes:
-            path.unlink()
-    with contextlib.suppress(OSError):  # what has not arrived stays
-        folder.rmdir()
-
-
-def _mark_done(path: Path) -> None:
-    """Let go of a box: when its index goes, if one names it."""
-    if (path.parent / _INDEX).exists():
-        path.rename(path.with_suffix(".done"))
-        return
-    path.unlink()
-    with contextlib.suppress(OSError):  # others are there
-        path.parent.rmdir()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import fdbox
 from fdbox.errors import KernelError
-from fdbox.handover.carriers import image
+from fdbox.handover.carriers import imagefolder
 from fdbox.handover.carriers.image import ImageCarrier
 from fdbox.handover.carriers.kernel import KernelCarrier
 from fdbox.linux import files, kcmp, kexec, lasting, layout, liveupdate, privilege
@@ -188,7 +188,7 @@ def _images(asked: Asked) -> Carriage | None:
     if asked.daemon is not None and os.geteuid() not in (0, asked.daemon.uid):
         return None
     try:
-        found = image.obstacle(asked.image_directory)
+        found = imagefolder.obstacle(asked.image_directory)
     except OSError as error:  # not even its parents are for us to see
         found = Carriage(
             None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fdbox.handover.carriers.image import RESERVE
+from fdbox.handover.carriers.imagefolder import RESERVE
 from fdbox.linux.layout import PAGE
 from fdbox.service.doctor.said import FILES, Said, obstacle, ok, unknown, warning
 
