@@ -11,7 +11,7 @@ import pytest
 
 import fdbox
 from fdbox.errors import KernelError
-from fdbox.handover import arrive
+from fdbox.handover import arrive, seal
 from fdbox.linux import memfd, pipe
 from fdbox.linux.fd import open_path
 from fdbox.service.update import Phase
@@ -351,3 +351,29 @@ def test_a_file_whose_name_is_no_text_stops_nobody(
     _, error = follow(filled, image)
     assert "a test cannot jump" in str(error)
     check_as_before(daemon, filled)
+
+
+def test_boxes_are_open_again_even_if_what_was_saved_stays(
+    daemon: Daemon,
+    filled: fdbox.Client,
+    image: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Why it was not sealed is told; what fails on the way back keeps no other box sealed."""
+    filled.box("third")
+    daemon.carrier.refuse_ship = daemon.carrier.begun + 2
+
+    thaw = seal.SealedBox.thaw
+
+    def refuse(box: seal.SealedBox) -> None:
+        thaw(box)
+        raise KernelError("the fake cannot remove it")
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(seal.SealedBox, "thaw", refuse)
+        _, error = follow(filled, image)
+    assert "begins no shipment" in str(error)
+    assert daemon.phase() is Phase.IDLE
+    assert {box.state for box in filled.boxes()} == {"open"}
+    assert caplog.text.count("may still be there") == 2

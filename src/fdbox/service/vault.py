@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from fdbox.errors import FdboxError, InvalidDescriptor, LateWrite
+from fdbox.errors import FdboxError, InvalidDescriptor, LateWrite, NoRoom
 from fdbox.handover import seal
 from fdbox.handover.arrive import Loss
 from fdbox.handover.carriers import single
@@ -199,7 +199,7 @@ class Vault:
                 await self._run(self._publish)
                 self._note_sealed(key, sealed=True)
             except BaseException:
-                await self._thaw(key)
+                await self._undo(key)
                 raise
         return self.boxes.find(key)
 
@@ -208,8 +208,10 @@ class Vault:
         async with self.turn:
             if key in self._sealed:
                 self._note_sealed(key, sealed=False)
-                await self._thaw(key)
-                await self._run(self._publish)
+                try:
+                    await self._thaw(key)
+                finally:
+                    await self._run(self._publish)
             else:
                 self.boxes.unseal(key)  # says why not
         return self.boxes.find(key)
@@ -265,12 +267,15 @@ class Vault:
                 self._sealed_by_update.append(key)
 
     async def thaw_all(self) -> None:
-        """Unseal what `seal_all` has sealed; what its owner had sealed before stays so."""
+        """Unseal what `seal_all` has sealed; what its owner had sealed before stays so.
+
+        It undoes what failed, and that is what is told. What fails here is logged, and keeps no other box sealed.
+        """
         async with self.turn:
             self._by = self.carrier
             while self._sealed_by_update:
-                await self._thaw(self._sealed_by_update.pop())
-            await self._run(self._publish)
+                await self._undo(self._sealed_by_update.pop())
+            await self._publish_less()
 
     async def commit(
         self, load: Callable[[], None], jump: Callable[[], None], *, save_again: bool = True
@@ -307,8 +312,9 @@ class Vault:
         return changed
 
     async def _save_again(self, key: BoxKey) -> None:
-        await self._run(self._sealed.pop(key).thaw)
+        before = self._sealed.pop(key)
         try:
+            await self._run(before.thaw)
             self._sealed[key] = await self._save(key)
         except BaseException:
             self.boxes.unseal(key)
@@ -341,15 +347,32 @@ class Vault:
         return {name: (one.fd.fileno(), one.description) for name, one in held.items()}
 
     async def _thaw(self, key: BoxKey) -> None:
-        await self._run(self._sealed.pop(key).thaw)
-        self.reached("thawed")
-        self.boxes.unseal(key)
+        """Let a box go on, also where what was saved of it cannot be taken away."""
+        try:
+            await self._run(self._sealed.pop(key).thaw)
+            self.reached("thawed")
+        finally:
+            self.boxes.unseal(key)
+
+    async def _undo(self, key: BoxKey) -> None:
+        """Let a box go on after something failed: that is told, so what fails here is logged."""
+        try:
+            await self._thaw(key)
+        except Exception:
+            log.exception("%s is open, and what was saved of it may still be there", key)
 
     def _publish(self) -> None:
         """Replace the index of all sealed boxes, so that they cross whoever makes the jump."""
         self._index = seal.write_index(
             list(self._sealed.values()), self._by, self.kernel, self._index
         )
+
+    async def _publish_less(self) -> None:
+        """Have the index name open boxes no more, after something failed: that is told, so what fails here is logged."""
+        try:
+            await self._run(self._publish)
+        except Exception:
+            log.exception("the next kernel may be given boxes that are open by now")
 
     async def _run(self, work: Callable[[], T]) -> T:
         """Do what may take long in the one worker, to its end: a caller who goes away must not leave half of it."""
@@ -414,19 +437,44 @@ class Vault:
     async def seal_again(self) -> None:
         """Seal what was sealed when the process before this one ended: what it had saved has ended with it, or is old."""
         has_past = self.keep is not None and bool(self.keep.contents.boxes)
-        self._index = await self._run(lambda: self.carrier.claim(has_past=has_past))
+        try:
+            self._index = await self._run(lambda: self.carrier.claim(has_past=has_past))
+        except (FdboxError, OSError) as error:
+            log.error("cannot see what a process before this one had saved: %s", error)  # noqa: TRY400 - as below
         if self.keep is None:
             return
         wanted = [key for key, box in self.keep.contents.boxes.items() if box.sealed]
+        async with self.turn:
+            failed = await self._seal_together(wanted)
+            short = [key for key, error in failed.items() if isinstance(error, NoRoom)]
+            if short:  # what the process before this one had saved has made way by now
+                failed = {key: failed[key] for key in failed if key not in short}
+                failed |= await self._seal_together(short)
+        for key, error in failed.items():
+            loss = Loss(key, "", f"it was sealed, and is open now: {error}")
+            log.error("%s %s", key, loss.reason)
+            self.losses.append(loss)
+            self.keep.write(Change(key.owner, key.name, sealed=False))
+
+    async def _seal_together(self, wanted: Sequence[BoxKey]) -> dict[BoxKey, Exception]:
+        """Seal boxes, and have the next incarnation know of all of them at once; return what failed, and is open.
+
+        An index that named some would let go of what was saved of the others: a power cut would find neither.
+        """
+        failed: dict[BoxKey, Exception] = {}
         for key in wanted:
             try:
-                await self.seal(key)
-            except FdboxError as error:
-                loss = Loss(key, "", f"it was sealed, and is open now: {error}")
-                log.error("%s %s", key, loss.reason)  # noqa: TRY400 - the sentence says it all
-                self.losses.append(loss)
-                self.keep.write(Change(key.owner, key.name, sealed=False))
-        await self._run(self._publish)
+                await self._seal(key)
+            except Exception as error:  # noqa: BLE001 - it is returned
+                failed[key] = error
+        try:
+            await self._run(self._publish)
+        except Exception as error:  # noqa: BLE001 - it is returned
+            for key in [key for key in wanted if key not in failed]:
+                await self._undo(key)
+            await self._publish_less()
+            failed = dict.fromkeys(wanted, error) | failed
+        return failed
 
     async def hand_over(self) -> list[tuple[str, OwnedFd]]:
         """Return the descriptors by their keys, for the process that takes over, and drop what is saved of them."""
