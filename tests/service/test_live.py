@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import struct
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +38,11 @@ def follow(client: fdbox.Client, image: int, **options: Any) -> tuple[list[str],
     return phases, None
 
 
-def check_as_before(daemon: Daemon, client: fdbox.Client) -> None:
+def check_as_before(daemon: Daemon, client: fdbox.Client, *, unloaded: bool = True) -> None:
     assert daemon.phase() is Phase.IDLE
     assert {box.state for box in client.boxes()} == {"open"}
     assert not daemon.carrier.outgoing
-    assert daemon.kernel.calls[-1] == "unload"
+    assert (daemon.kernel.calls[-1] == "unload") == unloaded, "somebody else's stays"
     client.box("cache").get("m").close()
 
 
@@ -70,7 +71,7 @@ def test_a_kernel_that_refuses_changes_nothing(
     _, error = follow(filled, image)
     assert isinstance(error, KernelError)
     assert step in error.message
-    check_as_before(daemon, filled)
+    check_as_before(daemon, filled, unloaded=step != "load")
 
 
 def test_an_entry_that_cannot_be_sealed_aborts(
@@ -377,3 +378,32 @@ def test_boxes_are_open_again_even_if_what_was_saved_stays(
     assert daemon.phase() is Phase.IDLE
     assert {box.state for box in filled.boxes()} == {"open"}
     assert caplog.text.count("may still be there") == 2
+
+
+def test_whatever_is_raised_fails_the_update(
+    daemon: Daemon, filled: fdbox.Client, image: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    daemon.kernel.on_sync = lambda: void(struct.pack("I", -1))
+    _, error = follow(filled, image)
+    assert "leave the index for the next incarnation and jump: error: " in str(error)
+    assert "Traceback" in caplog.text
+    check_as_before(daemon, filled)
+
+
+def test_only_what_goes_beyond_loading_is_an_update_to_tell_of(
+    daemon: Daemon, filled: fdbox.Client, image: int
+) -> None:
+    _, error = follow(filled, image)
+    assert filled.last_update().failure == str(error)
+    daemon.kernel.failing["load"] = KernelError("it was to fail")
+    for options in ({}, {"dry_run": True}):
+        assert "it was to fail" in str(follow(filled, image, **options)[1])
+        assert filled.last_update().failure == str(error)
+
+
+def test_a_dry_run_says_what_it_took_back(filled: fdbox.Client, image: int) -> None:
+    def details(kernel: int | None) -> str:
+        return list(filled.update(kernel, None, "", dry_run=True, images_only=True))[-1].detail
+
+    assert "taken back" in details(image)
+    assert "taken back" not in details(None)

@@ -32,7 +32,8 @@ log: logging.Logger = logging.getLogger(__name__)
 
 Discard = Callable[[Sequence[OwnedFd | None]], None]
 
-_CHECKED = "what was loaded is taken back; nobody was told, nothing was sealed"
+_CHECKED = "nobody was told, nothing was sealed"
+_TAKEN_BACK = "what was loaded is taken back"
 #: From here on every change would be lost, or would spoil what is saved.
 _NO_CHANGES = (Phase.SEALING, Phase.COMMITTING)
 
@@ -69,6 +70,8 @@ class LiveUpdate:
         self._plan: Plan | None = None
         self._detail = ""
         self._has_loaded = False
+        #: whether anybody was told; what fails before, and a dry run, says nothing of how an update went
+        self._is_announced = False
         self._loads: list[Load] = []
         #: what is wrong with the next kernel, and was forced
         self._warnings: list[str] = []
@@ -117,7 +120,7 @@ class LiveUpdate:
         except BaseException:
             self._discard(plan.images)
             raise
-        self._plan, self._detail = plan, ""
+        self._plan, self._detail, self._is_announced = plan, "", False
         self._loads, self._warnings, self._phases = [], [], {}
         self._perform(actions)
         try:
@@ -202,6 +205,12 @@ class LiveUpdate:
             self._failed(action, error)
         except OSError as error:
             self._failed(action, KernelError(f"{action.value}: {error}", errno=error.errno or 0))
+        except Exception as error:
+            log.exception("update: cannot %s", action.value)
+            why = f"{action.value}: {type(error).__name__}: {error}"
+            self._failed(
+                action, FdboxError(why, remedy="the daemon's log has a traceback: report it")
+            )
         self._vault.reached(f"update: {action.name}")
 
     def _failed(self, action: Action, error: FdboxError) -> None:
@@ -213,15 +222,23 @@ class LiveUpdate:
         assert self._plan is not None
         if self._plan.kernel is not None:
             await asyncio.to_thread(self._judge, self._plan.kernel)
-            self._vault.note_next_kernel(loaded=True)
-            self._has_loaded = True
-            await asyncio.to_thread(self._load_kernel)
+            await self._load_first()
         if self.machine.dry_run:
             expected = self._vault.expected(images_only=self._plan.images_only)
             self._loads = [load for key, loads in expected for load in sums(key, loads)]
-            self._detail = _CHECKED
+            self._detail = _CHECKED if self._plan.kernel is None else f"{_TAKEN_BACK}; {_CHECKED}"
         if self.machine.phase is Phase.LOADING:
             self._perform(self.machine.loaded())
+
+    async def _load_first(self) -> None:
+        """Load the next kernel; whoever must unload it knows: this process when it is loaded, the one after it before."""
+        self._vault.note_next_kernel(loaded=True)
+        try:
+            await asyncio.to_thread(self._load_kernel)
+        except Exception:
+            self._vault.note_next_kernel(loaded=False)
+            raise
+        self._has_loaded = True
 
     def _judge(self, kernel: OwnedFd) -> None:
         """Refuse a kernel that would lose what boxes hold, before anybody is told."""
@@ -244,6 +261,7 @@ class LiveUpdate:
 
     async def _announce(self) -> None:
         assert self._plan is not None
+        self._is_announced = True
         if self.machine.phase is Phase.PREPARING:
             loop = asyncio.get_running_loop()
             self._deadline = loop.call_later(self._plan.timeout, self._time_is_up)
@@ -295,15 +313,17 @@ class LiveUpdate:
 
     async def _finish(self) -> None:
         self._cancel_deadline()
-        if self.machine.failure is not None:
-            incarnation = self._vault.kernel.incarnation()
-            reason = str(self.machine.failure)
-            await asyncio.to_thread(self.last.fails, incarnation, dict(self._phases), reason)
-        if self._plan is not None:
-            self._discard(self._plan.images)
-            self._plan = None
-        self.machine.finished()
-        self._notify()
+        try:
+            if self.machine.failure is not None and self._is_announced:
+                incarnation = self._vault.kernel.incarnation()
+                reason = str(self.machine.failure)
+                await asyncio.to_thread(self.last.fails, incarnation, dict(self._phases), reason)
+        finally:
+            if self._plan is not None:
+                self._discard(self._plan.images)
+                self._plan = None
+            self.machine.finished()
+            self._notify()
 
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:

@@ -450,8 +450,8 @@ class Vault:
             if short:  # what the process before this one had saved has made way by now
                 failed = {key: failed[key] for key in failed if key not in short}
                 failed |= await self._seal_together(short)
-        for key, error in failed.items():
-            loss = Loss(key, "", f"it was sealed, and is open now: {error}")
+        for key, why in failed.items():
+            loss = Loss(key, "", f"it was sealed, and is open now: {why}")
             log.error("%s %s", key, loss.reason)
             self.losses.append(loss)
             self.keep.write(Change(key.owner, key.name, sealed=False))
@@ -469,11 +469,11 @@ class Vault:
                 failed[key] = error
         try:
             await self._run(self._publish)
-        except Exception as error:  # noqa: BLE001 - it is returned
+        except Exception as why:  # noqa: BLE001 - it is returned
             for key in [key for key in wanted if key not in failed]:
                 await self._undo(key)
             await self._publish_less()
-            failed = dict.fromkeys(wanted, error) | failed
+            failed = {key: failed.get(key, why) for key in wanted}
         return failed
 
     async def hand_over(self) -> list[tuple[str, OwnedFd]]:
