@@ -37,9 +37,9 @@ def key(name: str) -> BoxKey:
 
 
 @asynccontextmanager
-async def begun(keep: Keep, disk: Path) -> AsyncIterator[Vault]:
+async def begun(keep: Keep, disk: Path, incarnation: str = FIRST) -> AsyncIterator[Vault]:
     """Be a process that has taken over what the one before it had."""
-    kernel = FakeKernel()
+    kernel = FakeKernel(incarnation)
     vault = Vault(Quota(boxes=9, entries=9, descriptors=9), ImageCarrier(disk, kernel), kernel)
     await asyncio.to_thread(vault.take_over, keep)
     await keep.begin(None)

@@ -11,7 +11,7 @@ import itertools
 import logging
 from typing import TYPE_CHECKING
 
-from fdbox.errors import FdboxError
+from fdbox.errors import FdboxError, KeeperGone, NoRoom, QuotaExceeded
 from fdbox.handover import arrive
 from fdbox.handover.arrive import AllCame, BoxCame, Finished, Loss, Past, Received, Step
 from fdbox.linux.fd import OwnedFd, close_all, dup
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fdbox.ports import Delivery
-    from fdbox.service.vault import Vault
+    from fdbox.service.vault import Held, Vault
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -58,20 +58,26 @@ class Arrival:
             await self._make_safe(step)
 
     async def _next(self, steps: Iterator[Step]) -> Step | None:
-        """Return the next step, or None after the last; a carrier that cannot be asked is asked by the next process."""
+        """Return the next step, or None after the last; a carrier that cannot be asked is asked by the next process.
+
+        Whatever is wrong with it: without a daemon nothing at all would be there.
+        """
         try:
             return await asyncio.to_thread(next, steps, None)
         except FdboxError as error:
-            log.error("cannot ask for what the last kernel left: %s", error)  # noqa: TRY400 - the sentence says it all
-            self._vault.losses.append(Loss(None, "", str(error)))
-            return None
+            why = str(error)
+            log.error("cannot ask for what the last kernel left: %s", why)  # noqa: TRY400 - the sentence says it all
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            log.exception("cannot ask for what the last kernel left")
+        self._vault.losses.append(Loss(None, "", why))
+        return None
 
     async def _make_safe(self, step: Step) -> None:
         match step:
             case Received():
                 self.open[step.session] = step.delivery
-                if self._keep is not None:
-                    await self._keep.hold_session(step.session, step.delivery.fileno())
+                await self._hold(step)
             case BoxCame():
                 for loss in step.losses:
                     self._note(loss)
@@ -83,6 +89,14 @@ class Arrival:
             case Loss():
                 self._note(step)
         self._vault.reached(f"arrival: {type(step).__name__}")
+
+    async def _hold(self, step: Received) -> None:
+        if self._keep is None:
+            return
+        try:
+            await self._keep.hold_session(step.session, step.delivery.fileno())
+        except KeeperGone as error:
+            log.error("what arrives ends with this process: %s", error)  # noqa: TRY400 - the sentence says it all
 
     def _let_go(self, session: str) -> None:
         self.open.pop(session, None)
@@ -97,17 +111,33 @@ class Arrival:
         self._write(lost_record(loss))
 
     def _write(self, record: Record) -> None:
-        if self._keep is not None:
+        if self._keep is None:
+            return
+        try:
             self._keep.write(record)
+        except NoRoom as error:
+            log.error("the process after this one will not know what has come: %s", error)  # noqa: TRY400 - as above
 
     async def _adopt(self, came: BoxCame) -> None:
+        """Take a box in: nothing turns it away, not even a keeper without room for it."""
         key = self._free_key(came.box)
-        fresh = {name: self._vault.readmit(entry) for name, entry in came.entries.items()}
-        await self._vault.hold(list(fresh.values()))
+        fresh = dict(self._readmitted(came))
+        try:
+            await self._vault.hold(list(fresh.values()))
+        except (QuotaExceeded, KeeperGone) as error:
+            log.error("box %r of user %d ends with this process: %s", key.name, key.owner, error)  # noqa: TRY400 - as above
         noted = {name: held.noted() for name, held in fresh.items()}
         self._write(Change(key.owner, key.name, put=noted, session=came.session))
         self._vault.boxes.adopt(key, fresh)
         self._vault.arrived += len(fresh)
+
+    def _readmitted(self, came: BoxCame) -> Iterator[tuple[str, Held]]:
+        for name, entry in came.entries.items():
+            try:
+                yield name, self._vault.readmit(entry)
+            except (FdboxError, OSError) as error:
+                entry.fd.close()
+                self._note(Loss(came.box, name, f"it is here, and cannot be looked at: {error}"))
 
     def _free_key(self, key: BoxKey) -> BoxKey:
         """Return where a box can go: somebody may have made one of its name while nothing could be asked for."""

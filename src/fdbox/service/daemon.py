@@ -160,7 +160,10 @@ class Service:
         await self.vault.seal_again()
         self.server.begin()
         if self._keep is not None:
-            await self._keep.ready()
+            try:
+                await self._keep.ready()
+            except KeeperGone as error:  # who ends now takes along what the keeper had
+                log.error("going on without a keeper: %s", error)  # noqa: TRY400 - the sentence says it all
 
     async def replace(self) -> str:
         """Have the code now on disk take over, the keeper's too; return its version.

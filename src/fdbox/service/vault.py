@@ -49,7 +49,7 @@ def _is_image(one: SealedBox) -> bool:
 
 @dataclass(slots=True)
 class Held:
-    """A descriptor in a box. `quick` says that looking at it never blocks; `key` is what the keeper has it under."""
+    """A descriptor in a box. `quick` says that looking at it never blocks; `key` is what the keeper has it under, if it has."""
 
     fd: OwnedFd
     description: Description
@@ -149,7 +149,7 @@ class Vault:
     def forget(self, released: Sequence[Held]) -> list[OwnedFd]:
         """Let the keeper go of what is in no box any more; return the descriptors, to be closed."""
         if self.keep is not None:
-            self.keep.let_go([held.fd.fileno() for held in released])
+            self.keep.let_go([held.fd.fileno() for held in released if held.key])
         return [held.fd for held in released]
 
     def create(self, key: BoxKey, *, exclusive: bool) -> tuple[Box[Held], bool]:
@@ -480,9 +480,10 @@ class Vault:
         """Return the descriptors by their keys, for the process that takes over, and drop what is saved of them."""
         async with self.turn:
             await self._drop_saved()
-            held = {one.key: one.fd for box in self.boxes for one in box.entries.values()}
+            entries = [one for box in self.boxes for one in box.entries.values()]
+            held = {one.key: one.fd for one in entries if one.key}
             released = self.boxes.clear()
-            close_all(one.fd for one in released if held[one.key] is not one.fd)
+            close_all(one.fd for one in released if held.get(one.key) is not one.fd)
             self.carrier.close()
         self._worker.shutdown()
         return list(held.items())
