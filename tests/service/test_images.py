@@ -180,6 +180,26 @@ def test_what_does_not_arrive_is_named(machine: Machine) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_box_of_the_same_name_from_before_does_not_count(machine: Machine, damaged: bool) -> None:
+    """A daemon that has ended has left a box; one that was made later is what the update takes."""
+    with machine.start() as client, memfd.create("before") as fd:
+        client.box("cache").put("m", fd)
+        client.box("cache").seal()
+    machine.stop()
+    (old,) = machine.images()
+    jump(machine)
+    if damaged:
+        (new,) = [path for path in machine.images() if path.name != old.name]
+        new.unlink()
+    with machine.reboot() as client:
+        came = [box.name for box in client.boxes()]
+        assert sorted(came) == (["cache"] if damaged else ["cache", "cache.2"])
+        missing = {(one.box, one.entry) for one in client.last_update().missing}
+        assert missing == ({("cache", "m"), ("cache", "count")} if damaged else set())
+
+
+@pytest.mark.root
 @pytest.mark.parametrize("problem", [LOST, PANICS])
 def test_an_unfit_kernel_is_refused_before_anything_happens(
     machine: Machine, problem: Problem

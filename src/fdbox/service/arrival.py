@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fdbox.errors import FdboxError, KeeperGone, NoRoom, QuotaExceeded
 from fdbox.handover import arrive
 from fdbox.handover.arrive import AllCame, BoxCame, Finished, Loss, Past, Received, Step
+from fdbox.handover.manifest import INDEX_SESSION
 from fdbox.linux.fd import OwnedFd, close_all, dup
 from fdbox.model import BoxKey
 from fdbox.service.journal import Arrived, Change, Lost, Record
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
 log: logging.Logger = logging.getLogger(__name__)
 
 
+class _Origin(NamedTuple):
+    """The box that an arrived one was, and the incarnation that it has left; empty: the last one, for the kernel brought it."""
+
+    box: BoxKey
+    incarnation: str
+
+
 class Arrival:
     """Takes in what comes, for the daemon's start, before anybody connects."""
 
@@ -38,6 +46,9 @@ class Arrival:
         self._sessions = sessions
         #: what is not finished: unreadable, and kept for somebody who may still understand it
         self.open: dict[str, Delivery[OwnedFd]] = {}
+        #: the index whose boxes come: what is behind its @, nothing if the kernel brings it
+        self._source = ""
+        self._came: dict[BoxKey, _Origin] = {}
 
     async def receive(self) -> None:
         """Take everything in."""
@@ -49,6 +60,22 @@ class Arrival:
     def hand_over(self) -> list[tuple[str, OwnedFd]]:
         """Return what is not finished, by the names that the keeper has it under, for the process that takes over."""
         return [(f"{SESSION}{name}", dup(one.fileno())) for name, one in self.open.items()]
+
+    def there(self, incarnation: str) -> dict[BoxKey, list[str]]:
+        """Return the entries that are there, by the box in which they have left an incarnation.
+
+        A box has another name by now if somebody else's had it; and one of that name may be from an earlier incarnation.
+        What a process before this one has taken in is known by its name alone.
+        """
+        entries = {box.key: list(box.entries) for box in self._vault.boxes}
+        wanted = ("", incarnation)
+        by_name = {key: names for key, names in entries.items() if key not in self._came}
+        came = {
+            origin.box: entries[key]
+            for key, origin in self._came.items()
+            if origin.incarnation in wanted
+        }
+        return by_name | came
 
     async def _receive(self) -> None:
         done = () if self._keep is None else frozenset(self._keep.contents.arrived)
@@ -77,6 +104,9 @@ class Arrival:
         match step:
             case Received():
                 self.open[step.session] = step.delivery
+                session, _, source = step.session.partition("@")
+                if session == INDEX_SESSION:
+                    self._source = source
                 await self._hold(step)
             case BoxCame():
                 for loss in step.losses:
@@ -129,6 +159,7 @@ class Arrival:
         noted = {name: held.noted() for name, held in fresh.items()}
         self._write(Change(key.owner, key.name, put=noted, session=came.session))
         self._vault.boxes.adopt(key, fresh)
+        self._came[key] = _Origin(came.box, self._source)
         self._vault.arrived += len(fresh)
 
     def _readmitted(self, came: BoxCame) -> Iterator[tuple[str, Held]]:

@@ -153,9 +153,8 @@ class Service:
             await self._keep.begin(None if is_known else self.server.listener)
         self._arrival = Arrival(self.vault, sessions)
         await self._arrival.receive()
-        there = {box.key: list(box.entries) for box in self.vault.boxes}
         kernel = self.vault.kernel
-        self.live.last.arrives(kernel.incarnation(), kernel.realtime(), there)
+        self.live.last.arrives(kernel.incarnation(), kernel.realtime(), self._arrival.there)
         await self.vault.take_back_next_kernel()
         await self.vault.seal_again()
         self.server.begin()

@@ -17,7 +17,7 @@ from fdbox.linux.fd import open_path
 from fdbox.varlink.interface import LastUpdateReply, LeftBox, LeftEntry, Loss
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from fdbox.handover.seal import SealedBox
@@ -68,14 +68,20 @@ class LastUpdate:
             LastUpdateReply(incarnation=incarnation, phases=dict(phases), boxes=[], failure=reason)
         )
 
-    def arrives(self, incarnation: str, now: int, there: Mapping[BoxKey, Iterable[str]]) -> None:
-        """Compare what left with what is there, at the first start in another incarnation."""
+    def arrives(
+        self, incarnation: str, now: int, there: Callable[[str], Mapping[BoxKey, Iterable[str]]]
+    ) -> None:
+        """Compare what left with what is there, at the first start in another incarnation.
+
+        `there` returns the entries by the boxes in which they have left an incarnation.
+        """
         report = self._report
         if report is None or report.failure or report.arrived is not None:
             return
         if report.incarnation == incarnation:
             return
-        names = {(key.owner, key.name): set(entries) for key, entries in there.items()}
+        came = there(report.incarnation)
+        names = {(key.owner, key.name): set(entries) for key, entries in came.items()}
         missing = [
             Loss(
                 box=box.box,
