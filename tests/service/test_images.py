@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
 import fdbox
+from fdbox.handover.carriers import image
 from fdbox.handover.carriers.choice import KernelAndImage
 from fdbox.handover.carriers.image import ImageCarrier
-from fdbox.linux import memfd
+from fdbox.linux import files, memfd
 from fdbox.linux.fd import OwnedFd
 from fdbox.nextkernel.verdict import Effect, Problem
 from tests.fakes.carrier import SECOND, FakeCarrier, FakeKernel
@@ -330,3 +332,69 @@ def test_a_write_after_the_seal_is_saved_too(machine: Machine) -> None:
         machine.kernel.on_sync = late
         _, error = update(client, kernel, on_late_write="abort")
         assert isinstance(error, fdbox.LateWrite)
+
+
+@pytest.mark.root
+def test_a_dry_run_says_what_it_took_back(machine: Machine) -> None:
+    with machine.start() as client, memfd.create("kernel") as kernel:
+        assert "taken back" in update(client, kernel, dry_run=True)[0][-1].detail
+        again = update(client, None, dry_run=True, images_only=True)[0][-1].detail
+        assert "taken back" not in again
+        assert "nothing was sealed" in again
+
+
+@pytest.mark.root
+def test_a_dry_run_refuses_what_no_image_takes(machine: Machine) -> None:
+    """The kernel would take it: with images alone that is of no use."""
+    machine.luo.obstacle = None
+    with machine.start() as client, memfd.create("kernel") as kernel:
+        fill(client)
+        shutil.rmtree(machine.disk, ignore_errors=True)
+        machine.disk.touch()
+        assert update(client, kernel, dry_run=True)[1] is None
+        for dry_run in (True, False):
+            _, error = update(client, None, images_only=True, dry_run=dry_run)
+            assert isinstance(error, fdbox.CannotCarry)
+            assert error.context["box"] == "cache"
+            assert "no image can be written" in error.message
+        machine.disk.unlink()
+
+
+@pytest.mark.root
+def test_a_dry_run_misses_what_is_in_no_entry(machine: Machine) -> None:
+    one, other = socket.socketpair()
+    with machine.start() as client, memfd.create("kernel") as kernel, one, other:
+        client.box("half").put("one", one)
+        for dry_run in (True, False):
+            _, error = update(client, kernel, dry_run=dry_run)
+            assert isinstance(error, fdbox.CannotCarry)
+            assert (error.context["box"], error.context["entry"]) == ("half", "one")
+        client.box("half").put("other", other)
+        assert update(client, kernel, dry_run=True)[1] is None
+
+
+@pytest.mark.root
+def test_a_dry_run_sees_that_there_is_no_room(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with machine.start() as client, memfd.create("kernel") as kernel:
+        for box in ("a", "b"):
+            with memfd.create("m", 1 << 40) as fd:
+                os.pwrite(fd.fileno(), os.urandom(MIB), 1 << 30)
+                client.box(box).put("m", fd)
+                client.box(box).put("again", fd)
+
+        def expected(room: int) -> tuple[list[str], fdbox.FdboxError | None]:
+            monkeypatch.setattr(files, "free_bytes", lambda _: image.RESERVE + room)
+            steps, error = update(client, kernel, dry_run=True)
+            return steps[-1].warnings, error
+
+        assert expected(2 * MIB) == ([], None)
+        warnings, error = expected(2 * MIB - 1)
+        assert error is None
+        assert f"up to {2 * MIB} bytes" in warnings[0]
+        _, error = expected(MIB - 1)
+        assert isinstance(error, fdbox.NoRoom)
+        assert str(MIB) in error.message
+        assert not machine.images()
+        assert {box.state for box in client.boxes()} == {"open"}

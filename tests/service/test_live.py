@@ -399,11 +399,3 @@ def test_only_what_goes_beyond_loading_is_an_update_to_tell_of(
     for options in ({}, {"dry_run": True}):
         assert "it was to fail" in str(follow(filled, image, **options)[1])
         assert filled.last_update().failure == str(error)
-
-
-def test_a_dry_run_says_what_it_took_back(filled: fdbox.Client, image: int) -> None:
-    def details(kernel: int | None) -> str:
-        return list(filled.update(kernel, None, "", dry_run=True, images_only=True))[-1].detail
-
-    assert "taken back" in details(image)
-    assert "taken back" not in details(None)

@@ -313,3 +313,15 @@ def _load_up(shipment: Shipment, parcels: Sequence[Parcel], freight: Freight) ->
         raise CannotCarry(
             f"entry {entry!r}: {error.message}", remedy=error.remedy, entry=entry
         ) from error
+
+
+def check(
+    box: BoxKey, entries: Mapping[str, tuple[int, Description]], carrier: Carrier[OwnedFd]
+) -> None:
+    """Do all that `seal` does before it stops anything; CannotCarry, KernelError as there."""
+    carrier = carrier.now()
+    _refuse_uncarried(box, entries)
+    company = Company(_open_files(entries))
+    kinds = {file: _kind_of(box, file, carrier) for file in company.files}
+    with _naming(box):
+        _plan(company, kinds)

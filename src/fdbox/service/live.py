@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from fdbox.errors import FdboxError, KernelError, NoUpdate, UpdateInProgress
 from fdbox.linux.fd import OwnedFd
-from fdbox.service import fitness
+from fdbox.service import dryrun, fitness
 from fdbox.service.update import Action, Phase, Update
 from fdbox.varlink.interface import Load, SubscribeReply, UpdateReply
 
@@ -224,8 +224,9 @@ class LiveUpdate:
             await asyncio.to_thread(self._judge, self._plan.kernel)
             await self._load_first()
         if self.machine.dry_run:
-            expected = self._vault.expected(images_only=self._plan.images_only)
-            self._loads = [load for key, loads in expected for load in sums(key, loads)]
+            expected = await dryrun.expect(self._vault, images_only=self._plan.images_only)
+            self._loads = [load for key, loads in expected.loads for load in sums(key, loads)]
+            self._warnings += expected.warnings
             self._detail = _CHECKED if self._plan.kernel is None else f"{_TAKEN_BACK}; {_CHECKED}"
         if self.machine.phase is Phase.LOADING:
             self._perform(self.machine.loaded())

@@ -17,7 +17,6 @@ from fdbox.errors import FdboxError, InvalidDescriptor, LateWrite, NoRoom
 from fdbox.handover import seal
 from fdbox.handover.arrive import Loss
 from fdbox.handover.carriers import single
-from fdbox.handover.seal import Load
 from fdbox.kinds import registry
 from fdbox.kinds.look import Look, glance, look
 from fdbox.linux.fd import OwnedFd, close_all
@@ -43,8 +42,9 @@ _SAVED_AGAIN = 3
 log: logging.Logger = logging.getLogger(__name__)
 
 
-def _is_image(one: SealedBox) -> bool:
-    return one.shipment.carrier == seal.STREAMS
+def is_image(sealed: SealedBox) -> bool:
+    """Return whether a box was sealed without the kernel's help."""
+    return sealed.shipment.carrier == seal.STREAMS
 
 
 @dataclass(slots=True)
@@ -117,24 +117,6 @@ class Vault:
         fresh = self._held(held.fd, look(held.fd.fileno()), quick=True)
         label = fresh.description.label or held.description.label
         return Description(fresh.description.kind, fresh.description.size, label), fresh.carriage
-
-    def expected(self, *, images_only: bool) -> list[tuple[BoxKey, list[Load]]]:
-        """Return what would take what, box by box, for a dry run: memory that has to be copied may go another way.
-
-        Raises:
-            CannotCarry: naming the first entry that nothing would carry.
-        """
-        return [
-            (box.key, [self._expected(box.key, name, images_only) for name in box.entries])
-            for box in self.boxes
-        ]
-
-    def _expected(self, key: BoxKey, name: str, images_only: bool) -> Load:  # noqa: FBT001
-        description, carriage = self.describe(self.boxes.find(key).entries[name])
-        if carriage.carrier is None:
-            raise seal.cannot_carry(key, name, description.kind, carriage)
-        by = seal.STREAMS if images_only else carriage.carrier
-        return Load(name, description.kind, by, description.size or 0)
 
     # --- changes -----------------------------------------------------------------------------------------------------
 
@@ -257,7 +239,7 @@ class Vault:
         async with self.turn:
             if images_only:
                 self._by = self.carrier.by_image()
-                for key in [key for key, one in self._sealed.items() if not _is_image(one)]:
+                for key in [key for key, one in self._sealed.items() if not is_image(one)]:
                     await self._save_again(key)
             wanted = [box.key for box in self.boxes if box.state is BoxState.OPEN]
             for number, key in enumerate(wanted, 1):
