@@ -63,10 +63,13 @@ class Kernel(Protocol):
         """Write back what the file systems hold: the last thing that may take long."""
 
     def jump(self) -> None:
-        """Start the next kernel; returns only by raising."""
+        """Start the next kernel; returns only by raising, or after `give_way`, when somebody else does it."""
 
     def reboot(self) -> None:
-        """Start the machine anew, without a kernel that was loaded; returns only by raising."""
+        """Start the machine anew, without a kernel that was loaded; returns as `jump`."""
+
+    def give_way(self) -> None:
+        """Have a `jump` or `reboot` that somebody else carries out go on without this process, which is to end."""
 
 
 class Parcel(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
@@ -53,6 +54,7 @@ class FakeKernel:
     #: what is wrong with the next kernel
     problems: tuple[Problem, ...] = ()
     loaded: tuple[int, int | None, str] | None = None
+    given_way: threading.Event = field(default_factory=threading.Event)
 
     def incarnation(self) -> str:
         return self.running
@@ -87,6 +89,9 @@ class FakeKernel:
     def reboot(self) -> None:
         self._enter("reboot")
         raise KernelError("a test cannot reboot")
+
+    def give_way(self) -> None:
+        self.given_way.set()
 
     def _enter(self, name: str) -> None:
         self.calls.append(name)

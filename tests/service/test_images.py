@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -398,3 +399,33 @@ def test_a_dry_run_sees_that_there_is_no_room(
         assert str(MIB) in error.message
         assert not machine.images()
         assert {box.state for box in client.boxes()} == {"open"}
+
+
+@pytest.mark.root
+def test_a_reboot_that_ends_the_daemon_undoes_nothing(machine: Machine) -> None:
+    """systemd, which carries it out, sends SIGTERM to this service, too."""
+    began = threading.Event()
+
+    def reboot() -> None:
+        began.set()
+        assert machine.kernel.given_way.wait(20)
+
+    machine.kernel.reboot = reboot  # type: ignore[method-assign]
+    with machine.start() as client:
+        fill(client)
+        watching = threading.Thread(target=watch_reboot, args=(machine.socket,))
+        watching.start()
+        assert began.wait(20)
+        machine.stop()
+        watching.join(20)
+    assert len(machine.images()) == 1
+    with machine.reboot() as client:
+        check_filled(client)
+        last = client.last_update()
+        assert (last.failure, last.missing) == (None, [])
+
+
+def watch_reboot(socket: Path) -> None:
+    """Ask for a reboot; the connection ends with the daemon."""
+    with fdbox.connect(socket) as client, pytest.raises(fdbox.ConnectionLost):
+        list(client.update(None, None, "", images_only=True))

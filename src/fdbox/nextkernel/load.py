@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import NoReturn
 
 from fdbox.errors import KernelError
 from fdbox.linux import incarnation, kexec, meminfo
@@ -15,10 +15,15 @@ from fdbox.nextkernel import inspect, running, verdict
 
 #: what a shutdown may take: systemd gives each unit 90 s
 _PATIENCE = 1800.0
+#: between a SIGTERM to all of a unit's processes, and the daemon's own
+_SAME_MOMENT = 5.0
 
 
 class RunningKernel:
     """The kernel this runs on."""
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
 
     def incarnation(self) -> str:
         """Return the boot id."""
@@ -48,21 +53,29 @@ class RunningKernel:
         """Write back what the file systems hold."""
         os.sync()
 
+    def give_way(self) -> None:
+        """Have `jump` and `reboot` return when systemd has begun."""
+        self._ended.set()
+
     def jump(self) -> None:
         """Start the next kernel: at once, or where systemd is PID 1 after it has ended all else in order.
+
+        Returns if systemd ends this process meanwhile (`give_way`), and goes on without it.
 
         Raises:
             KernelError: the kernel stays.
         """
         if systemd_runs():
-            _let_systemd("kexec")
+            _let_systemd("kexec", self._ended)
+            return
         kexec.reboot_kexec()
         raise KernelError("reboot(2) came back without an error", remedy="see dmesg")
 
     def reboot(self) -> None:
         """Start the machine anew; as `jump`."""
         if systemd_runs():
-            _let_systemd("reboot")
+            _let_systemd("reboot", self._ended)
+            return
         kexec.reboot()
         raise KernelError("reboot(2) came back without an error", remedy="see dmesg")
 
@@ -72,10 +85,11 @@ def systemd_runs() -> bool:
     return Path("/run/systemd/system").is_dir()
 
 
-def _let_systemd(what: str) -> NoReturn:
-    """Have systemd end everything, and then start a kernel; this process is spared, or ended, on the way.
+def _let_systemd(what: str, ended: threading.Event) -> None:
+    """Have systemd end everything, and then start a kernel; this process is spared, or ended, and then it returns.
 
-    `systemctl kexec` takes the kernel that is loaded.
+    `systemctl kexec` takes the kernel that is loaded. What ends this process ends systemctl, too, which may not have
+    heard yet that its call was accepted.
     """
     command = ["systemctl", what]
     try:
@@ -84,11 +98,14 @@ def _let_systemd(what: str) -> NoReturn:
         raise KernelError(
             f"cannot run systemctl: {error.strerror}", errno=error.errno or 0
         ) from error
+    if done.returncode == -signal.SIGTERM and ended.wait(_SAME_MOMENT):
+        return
     if done.returncode:
         raise KernelError(
             f"{' '.join(command)} failed: {done.stderr.strip()}", remedy="see `journalctl -b`"
         )
-    threading.Event().wait(_PATIENCE)
+    if ended.wait(_PATIENCE):
+        return
     raise KernelError(
         f"{' '.join(command)} was accepted, and this kernel still runs after {_PATIENCE:.0f} s",
         remedy="see `systemctl list-jobs` for what it waits for",

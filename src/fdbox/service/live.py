@@ -320,11 +320,14 @@ class LiveUpdate:
                 reason = str(self.machine.failure)
                 await asyncio.to_thread(self.last.fails, incarnation, dict(self._phases), reason)
         finally:
-            if self._plan is not None:
-                self._discard(self._plan.images)
-                self._plan = None
+            self._discard_plan()
             self.machine.finished()
             self._notify()
+
+    def _discard_plan(self) -> None:
+        if self._plan is not None:
+            self._discard(self._plan.images)
+            self._plan = None
 
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:
@@ -332,11 +335,18 @@ class LiveUpdate:
             self._deadline = None
 
     async def close(self) -> None:
-        """Call off what runs, for the end of the daemon."""
+        """Call off what runs, for the end of the daemon.
+
+        A jump can end the daemon itself, where systemd carries it out. So that is not called off, and nothing is undone:
+        what is saved crosses.
+        """
         with contextlib.suppress(NoUpdate, UpdateInProgress):
             self.abort()
+        if self.machine.phase is Phase.COMMITTING:
+            self._vault.kernel.give_way()
         if self._work is not None:
             await self._work
+        self._discard_plan()
 
 
 def sums(key: BoxKey, loads: list[seal.Load]) -> Iterator[Load]:

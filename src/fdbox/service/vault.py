@@ -265,6 +265,7 @@ class Vault:
         """`load`, leave the index, check that what was saved is what is there, and `jump`.
 
         A box of which something was changed after it was saved is saved again, if that was asked for, and some times.
+        Returns if this process is to end while somebody else makes the jump: then all stays as it is.
 
         Raises:
             LateWrite: something was changed again and again.
@@ -275,11 +276,15 @@ class Vault:
             await self._run(self.kernel.sync)
             await self._run(self._publish)
             for _ in range(_SAVED_AGAIN if save_again else 0):
-                for key in await self._run(lambda: self._jump(jump)):
+                changed = await self._run(lambda: self._jump(jump))
+                if not changed:
+                    return
+                for key in changed:
                     await self._save_again(key)
                 await self._run(self._publish)
             changed = await self._run(lambda: self._jump(jump))
-            raise next(iter(changed.values()))
+            if changed:
+                raise next(iter(changed.values()))
 
     def _jump(self, jump: Callable[[], None]) -> dict[BoxKey, LateWrite]:
         """Jump, or return what was changed after it was saved. Nothing may come between the comparison and the jump."""
