@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import fdbox
-from fdbox.handover.carriers import image
+from fdbox.handover.carriers import imagefolder
 from fdbox.handover.carriers.choice import KernelAndImage
 from fdbox.handover.carriers.image import ImageCarrier
 from fdbox.linux import files, memfd
@@ -386,7 +386,7 @@ def test_a_dry_run_sees_that_there_is_no_room(
                 client.box(box).put("again", fd)
 
         def expected(room: int) -> tuple[list[str], fdbox.FdboxError | None]:
-            monkeypatch.setattr(files, "free_bytes", lambda _: image.RESERVE + room)
+            monkeypatch.setattr(files, "free_bytes", lambda _: imagefolder.RESERVE + room)
             steps, error = update(client, kernel, dry_run=True)
             return steps[-1].warnings, error
 

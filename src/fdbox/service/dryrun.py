@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fdbox.errors import NoRoom
 from fdbox.handover import seal
-from fdbox.handover.carriers import image
+from fdbox.handover.carriers import imagefolder
 from fdbox.handover.carriers.image import ImageCarrier
 from fdbox.handover.seal import Load
 from fdbox.linux import files, memfd
@@ -87,8 +87,13 @@ def _look(key: BoxKey, entries: Mapping[str, tuple[int, Description]], by: Carri
 
 def _size(fds: Iterable[int]) -> int:
     """Return the bytes of memory that are no holes, each memory once."""
-    memories = {os.fstat(fd).st_ino: fd for fd in fds if memfd.accepts_seals(fd)}
+    memories = {_inode(fd): fd for fd in fds if memfd.accepts_seals(fd)}
     return sum(length for fd in memories.values() for _, length in memfd.data_extents(fd))
+
+
+def _inode(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
 def _judge_room(sizes: dict[BoxKey, int], by: Carrier[OwnedFd]) -> Iterable[str]:
@@ -97,12 +102,12 @@ def _judge_room(sizes: dict[BoxKey, int], by: Carrier[OwnedFd]) -> Iterable[str]
     if not wanted or not isinstance(by, ImageCarrier):
         return
     there = next(path for path in (by.directory, *by.directory.parents) if path.exists())
-    free = max(0, files.free_bytes(there) - image.RESERVE)
+    free = max(0, files.free_bytes(there) - imagefolder.RESERVE)
     for key, size in sizes.items():
         if size > free:
             raise NoRoom(
                 f"an image of {size} bytes does not fit into {by.directory}, where {free} can be taken",
-                remedy="free some, or name another folder: [image] directory in the configuration",
+                remedy=f"free some, or {imagefolder.ANYWHERE_ELSE}",
                 box=key.name,
             )
     if wanted > free:
