@@ -60,6 +60,7 @@ def test_what_the_keeper_has_no_room_for_arrives(
         async with begun(keep, tmp_path / "disk", SECOND) as vault:
             await Arrival(vault, {}).receive()
             assert entries(vault) == {"a": ["x", "y"], "b": ["x", "y"]}
+            assert vault.unheld == ["x", "y"]
             close_all(vault.remove(BoxKey(0, "b"), ["x"]))
             close_all(vault.remove(BoxKey(0, "a"), ["x"]))
 

@@ -134,15 +134,12 @@ def seal(
     In every case all is as it was.
     """
     carrier = carrier.now()
-    _refuse_uncarried(box, entries)
-    company = Company(_open_files(entries))
-    kinds = {file: _kind_of(box, file, carrier) for file in company.files}
-    with _naming(box):
-        plan = _plan(company, kinds)
+    company, plan = _look_over(box, entries, carrier)
     with contextlib.ExitStack() as undo:
-        for file, kind in kinds.items():
-            kind.freeze(file)
-            undo.callback(kind.thaw, file)
+        for kind, files in plan:
+            for file in files:
+                kind.freeze(file)
+                undo.callback(kind.thaw, file)
         freight = Freight(
             kernel,
             kernel.free_memory() - RESERVE,
@@ -169,6 +166,13 @@ def seal(
     return SealedBox(box, parts, shipment, freight, first)
 
 
+def check(
+    box: BoxKey, entries: Mapping[str, tuple[int, Description]], carrier: Carrier[OwnedFd]
+) -> None:
+    """Do all that `seal` does before it stops anything; CannotCarry, KernelError as there."""
+    _look_over(box, entries, carrier.now())
+
+
 def write_index(
     sealed: Sequence[SealedBox],
     carrier: Carrier[OwnedFd],
@@ -193,6 +197,17 @@ def write_index(
             shipment.discard()
             raise
     return shipment
+
+
+def _look_over(
+    box: BoxKey, entries: Mapping[str, tuple[int, Description]], carrier: Carrier[OwnedFd]
+) -> tuple[Company, Plan]:
+    """Return the open files, and the components they are to be in; CannotCarry names what nothing takes."""
+    _refuse_uncarried(box, entries)
+    company = Company(_open_files(entries))
+    kinds = {file: _kind_of(box, file, carrier) for file in company.files}
+    with _naming(box):
+        return company, _plan(company, kinds)
 
 
 def _open_files(entries: Mapping[str, tuple[int, Description]]) -> list[OpenFile]:
@@ -313,15 +328,3 @@ def _load_up(shipment: Shipment, parcels: Sequence[Parcel], freight: Freight) ->
         raise CannotCarry(
             f"entry {entry!r}: {error.message}", remedy=error.remedy, entry=entry
         ) from error
-
-
-def check(
-    box: BoxKey, entries: Mapping[str, tuple[int, Description]], carrier: Carrier[OwnedFd]
-) -> None:
-    """Do all that `seal` does before it stops anything; CannotCarry, KernelError as there."""
-    carrier = carrier.now()
-    _refuse_uncarried(box, entries)
-    company = Company(_open_files(entries))
-    kinds = {file: _kind_of(box, file, carrier) for file in company.files}
-    with _naming(box):
-        _plan(company, kinds)

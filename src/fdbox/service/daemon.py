@@ -175,6 +175,7 @@ class Service:
         if not self.live.idle:
             raise UpdateInProgress("the daemon is not replaced in the middle of a live update")
         if self._keep is not None:
+            self._check_held()
             try:
                 await self._keep.replace_keeper()
             except KeeperGone as error:  # what is held hangs on this process alone
@@ -182,6 +183,14 @@ class Service:
             self._keep.reloading(time.monotonic())
         self._end(again=True)
         return version
+
+    def _check_held(self) -> None:
+        """Refuse to end while this process alone holds something that has arrived, and that the keeper had no room for."""
+        if loose := self.vault.unheld:
+            raise UpgradeRefused(
+                f"the keeper does not hold {len(loose)} entries, {loose[0]!r} among them: they would end with this process",
+                remedy="take them out of their boxes, and put them in again",
+            )
 
     def reload(self) -> None:
         """Do what SIGHUP asks for: `replace`, and if that cannot be, say why and go on."""

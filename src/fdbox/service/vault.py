@@ -128,6 +128,11 @@ class Vault:
             ):
                 held.key = key
 
+    @property
+    def unheld(self) -> list[str]:
+        """What has arrived, and the keeper had no room for: the names of entries."""
+        return [name for box in self.boxes for name, one in box.entries.items() if not one.key]
+
     def forget(self, released: Sequence[Held]) -> list[OwnedFd]:
         """Let the keeper go of what is in no box any more; return the descriptors, to be closed."""
         if self.keep is not None:
