@@ -52,13 +52,13 @@ class NewFile:
 
         OSError: EEXIST if something of that name is there; else as linkat(2), renameat2(2) and fsync(2) give it.
         """
+        os.fsync(self.fileno())
         try:
             self._link()
         except OSError as error:
             if self._draft is None or error.errno not in _NO_LINKS:
                 raise
             self._rename(self._draft)
-        os.fsync(self.fileno())
         os.fsync(self._folder.fileno())
 
     def __enter__(self) -> Self:
@@ -86,9 +86,8 @@ class NewFile:
 
     def _begin(self) -> OwnedFd:
         at, flags = self._folder.fileno(), os.O_RDWR | os.O_CLOEXEC
-        with contextlib.suppress(
-            OSError
-        ):  # that there is no O_TMPFILE; anything else stops the next, too
+        # There may be no O_TMPFILE; anything else stops the next call, too.
+        with contextlib.suppress(OSError):
             return OwnedFd(os.open(".", flags | os.O_TMPFILE, 0o600, dir_fd=at))
         draft = f".fdbox-{secrets.token_hex(16)}"
         flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
