@@ -10,12 +10,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import fdbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
 
 def service_of(keeper: int) -> int:
@@ -103,6 +104,25 @@ class Serving:
     def clean_up(self) -> None:
         """Remove the files of one that has ended."""
         self._temporary.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.stop()
+        else:  # nothing may stay in the way of other tests
+            service = service_of(self._keeper.pid)
+            self._keeper.kill()
+            self._keeper.wait()
+            if service:
+                os.kill(service, signal.SIGKILL)
+            self.clean_up()
 
     def stop(self) -> None:
         """End it, as `kill` does."""
