@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 
 #: seconds that closing a socket takes whose peer reads nothing
-LINGER = 4
+LINGER = 10
 
 
 @pytest.fixture
