@@ -62,6 +62,12 @@ def is_regular(fd: int) -> bool:
     return stat.S_ISREG(os.fstat(fd).st_mode)
 
 
+def inode(fd: int) -> tuple[int, int]:
+    """Return what tells a file from every other that is there now: device and inode number. OSError EBADF."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
 def identity(fd: int) -> Identity:
     """Return what a borrowed descriptor, O_PATH or not, stands for. OSError EBADF."""
     status = os.fstat(fd)

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from fdbox.errors import NoRoom
 from fdbox.handover import seal
 from fdbox.handover.carriers import imagefolder
 from fdbox.handover.carriers.image import ImageCarrier
 from fdbox.handover.seal import Load
-from fdbox.linux import files, memfd
+from fdbox.linux import memfd, paths
 from fdbox.linux.fd import dup
 from fdbox.service.vault import is_image
 
@@ -87,13 +85,8 @@ def _look(key: BoxKey, entries: Mapping[str, tuple[int, Description]], by: Carri
 
 def _size(fds: Iterable[int]) -> int:
     """Return the bytes of memory that are no holes, each memory once."""
-    memories = {_inode(fd): fd for fd in fds if memfd.accepts_seals(fd)}
+    memories = {paths.inode(fd): fd for fd in fds if memfd.accepts_seals(fd)}
     return sum(length for fd in memories.values() for _, length in memfd.data_extents(fd))
-
-
-def _inode(fd: int) -> tuple[int, int]:
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino
 
 
 def _judge_room(sizes: dict[BoxKey, int], by: Carrier[OwnedFd]) -> Iterable[str]:
@@ -101,15 +94,10 @@ def _judge_room(sizes: dict[BoxKey, int], by: Carrier[OwnedFd]) -> Iterable[str]
     wanted = sum(sizes.values())
     if not wanted or not isinstance(by, ImageCarrier):
         return
-    there = next(path for path in (by.directory, *by.directory.parents) if path.exists())
-    free = max(0, files.free_bytes(there) - imagefolder.RESERVE)
+    free = imagefolder.room(by.directory)
     for key, size in sizes.items():
         if size > free:
-            raise NoRoom(
-                f"an image of {size} bytes does not fit into {by.directory}, where {free} can be taken",
-                remedy=f"free some, or {imagefolder.ANYWHERE_ELSE}",
-                box=key.name,
-            )
+            raise imagefolder.no_room(by.directory, size, free, box=key.name)
     if wanted > free:
         yield (
             f"all images together have up to {wanted} bytes, and {by.directory} takes {free}: "

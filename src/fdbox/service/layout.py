@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fdbox.errors import BoxSealed
 from fdbox.handover import cost
 from fdbox.handover.seal import RESERVE
-from fdbox.linux import layout, mapping, memfd
+from fdbox.linux import layout, mapping, memfd, paths
 from fdbox.linux.fd import OwnedFd, close_all
 from fdbox.linux.layout import Layout
 from fdbox.model import BoxState
@@ -84,8 +84,7 @@ class Layouts:
         found = Layout()
         with self._memories(key) as memories:
             for fd in memories.values():
-                status = os.fstat(fd.fileno())
-                inode = status.st_dev, status.st_ino
+                inode = paths.inode(fd.fileno())
                 if inode not in seen:
                     seen.add(inode)
                     found = found.plus(await asyncio.to_thread(layout.survey, fd.fileno()))

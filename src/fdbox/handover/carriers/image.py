@@ -23,7 +23,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from fdbox.errors import CannotCarry, NoRoom
+from fdbox.errors import CannotCarry
 from fdbox.handover.carriers import chunks, imagefile, imagefolder
 from fdbox.handover.carriers.imagedelivery import Delivery
 from fdbox.handover.manifest import INDEX_SESSION
@@ -329,13 +329,9 @@ class _Shipment:
 
 
 def _check_room(folder: Path, parcels: Sequence[Parcel]) -> None:
-    wanted = sum(imagefile.length_of(parcel) + files.BLOCK for parcel in parcels)
-    free = files.free_bytes(folder) - imagefolder.RESERVE
-    if wanted > free:
-        raise NoRoom(
-            f"an image of {wanted} bytes does not fit into {folder}, where {max(0, free)} can be taken",
-            remedy=f"free some, or {imagefolder.ANYWHERE_ELSE}",
-        )
+    wanted = imagefile.room_for(parcels)
+    if wanted > (free := imagefolder.room(folder)):
+        raise imagefolder.no_room(folder, wanted, free)
 
 
 def _write(path: Path, parcels: Sequence[Parcel]) -> dict[int, tuple[chunks.Chunk, ...]]:

@@ -9,13 +9,12 @@ from fdbox.errors import KernelError, ManifestInvalid
 from fdbox.handover.carriers import imagefile, imagefolder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator
     from pathlib import Path
 
     from fdbox.handover.carriers.imagefile import Stored
     from fdbox.linux.fd import OwnedFd
-    from fdbox.ports import Sink, Stream
+    from fdbox.ports import Stream
 
 
 class Delivery:
@@ -48,7 +47,7 @@ class Delivery:
         if stored is None:
             return None
         self._open.add(token)
-        return _Noticed(stored, self._noticing, lambda: self._open.discard(token))
+        return imagefile.Watched(stored, lambda: self._taking(token))
 
     def finish(self, *, whole: bool = True) -> None:
         """Let go of an image: of a box when its index goes, of an index at once, and then of its boxes."""
@@ -87,42 +86,23 @@ class Delivery:
             raise ManifestInvalid(f"it has nothing under the token {token}") from None
 
     @contextlib.contextmanager
+    def _taking(self, token: int) -> Iterator[None]:
+        """Take a stream as a whole."""
+        with self._noticing():
+            yield
+        self._open.discard(token)
+
+    @contextlib.contextmanager
     def _noticing(self) -> Iterator[None]:
         """Keep a file of which something could not be made again, and say where it is."""
+        kept = f"{self._path} stays, as .kept"
         try:
             yield
-        except ManifestInvalid as error:
+        except BaseException as error:
             self._is_kept = True
-            kept = f"{self._path} stays, as .kept"
-            raise ManifestInvalid(f"the image: {error.message}", remedy=kept) from error
-        except OSError as error:
-            self._is_kept = True
-            raise KernelError(
-                f"cannot read the image: {error.strerror}",
-                errno=error.errno or 0,
-                remedy=f"{self._path} stays, as .kept",
-            ) from error
-        except BaseException:
-            self._is_kept = True
+            if isinstance(error, ManifestInvalid):
+                raise ManifestInvalid(f"the image: {error.message}", remedy=kept) from error
+            if isinstance(error, OSError):
+                why = f"cannot read the image: {error.strerror}"
+                raise KernelError(why, errno=error.errno or 0, remedy=kept) from error
             raise
-
-
-class _Noticed:
-    """A stream whose delivery hears of what goes wrong."""
-
-    def __init__(
-        self,
-        stored: Stored,
-        noticing: Callable[[], AbstractContextManager[None]],
-        done: Callable[[], None],
-    ) -> None:
-        self._stored = stored
-        self._noticing = noticing
-        self._done = done
-        self.size: int = stored.size
-
-    def pour(self, sink: Sink) -> None:
-        """Hand over every byte; errors as `chunks.pour`."""
-        with self._noticing():
-            self._stored.pour(sink)
-        self._done()

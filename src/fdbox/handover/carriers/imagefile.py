@@ -28,7 +28,8 @@ from fdbox.handover.carriers.chunks import Chunk
 from fdbox.linux import files, memfd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from fdbox.linux.fd import OwnedFd
     from fdbox.ports import Parcel, Sink
@@ -52,6 +53,22 @@ class Stored:
         chunks.pour(self.fd, self.chunks, self.size, sink)
 
 
+class Watched:
+    """A stream whose errors somebody hears of, and may tell in other words; `watching` gives what it is taken in."""
+
+    def __init__(
+        self, stored: Stored, watching: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._stored = stored
+        self._watching = watching
+        self.size: int = stored.size
+
+    def pour(self, sink: Sink) -> None:
+        """Hand over every byte; errors as `chunks.pour`."""
+        with self._watching():
+            self._stored.pour(sink)
+
+
 def extents_of(parcel: Parcel) -> Sequence[tuple[int, int]]:
     """Return what is written of a parcel: of a stream its extents, of a file everything."""
     if parcel.extents is not None:
@@ -63,6 +80,11 @@ def extents_of(parcel: Parcel) -> Sequence[tuple[int, int]]:
 def length_of(parcel: Parcel) -> int:
     """Return how many bytes are written of a parcel."""
     return sum(length for _, length in extents_of(parcel))
+
+
+def room_for(parcels: Sequence[Parcel]) -> int:
+    """Return how many bytes a file of them takes, if nothing can be compressed."""
+    return sum(length_of(parcel) + files.BLOCK for parcel in parcels)
 
 
 def write(fd: int, parcels: Sequence[Parcel]) -> dict[int, tuple[Chunk, ...]]:

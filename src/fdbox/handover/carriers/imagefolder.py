@@ -20,10 +20,29 @@ INDEX = "index"
 ANYWHERE_ELSE = "name another folder: [image] directory in the configuration"
 
 
+def nearest(directory: Path) -> Path:
+    """Return the folder itself, or that of its parents in which it would be made; OSError."""
+    return next(path for path in (directory, *directory.parents) if path.exists())
+
+
+def room(directory: Path) -> int:
+    """Return how many bytes images can take there; OSError."""
+    return max(0, files.free_bytes(nearest(directory)) - RESERVE)
+
+
+def no_room(directory: Path, wanted: int, free: int, **context: str) -> NoRoom:
+    """Return the error for an image that does not fit."""
+    return NoRoom(
+        f"an image of {wanted} bytes does not fit into {directory}, where {free} can be taken",
+        remedy=f"free some, or {ANYWHERE_ELSE}",
+        **context,
+    )
+
+
 def obstacle(directory: Path) -> Carriage | None:
     """Return why no image can be in a folder, which need not be there yet; None if it can."""
     try:
-        there = next(path for path in (directory, *directory.parents) if path.exists())
+        there = nearest(directory)
         in_memory = lasting.in_memory(there)
         if os.statvfs(there).f_flag & os.ST_RDONLY:
             return cannot_write(directory, errno.EROFS)
@@ -52,7 +71,7 @@ def used_by_another(directory: Path) -> Carriage:
 
 def failed(what: str, path: Path, error: OSError) -> FdboxError:
     """Return the error to raise for what the file system has said: NoRoom, or KernelError."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in files.FULL:
         return NoRoom(
             f"cannot {what} {path}: {error.strerror}", remedy=f"free some, or {ANYWHERE_ELSE}"
         )

@@ -11,7 +11,6 @@ from fdbox.handover import arrive, manifest, seal
 from fdbox.handover.carriers import chunks, imagefile
 from fdbox.handover.manifest import FIRST_TOKEN
 from fdbox.kinds import registry
-from fdbox.linux import files
 from fdbox.model import Carriage
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from fdbox.handover.carriers.imagefile import Stored
     from fdbox.linux.fd import OwnedFd
     from fdbox.model import BoxKey, Description
-    from fdbox.ports import Kernel, Parcel, Shipment, Sink
+    from fdbox.ports import Kernel, Parcel, Shipment, Stream
 
 #: what to do where the file has no room
 FREE_SOME = "free some there, or write to another file system"
@@ -178,7 +177,7 @@ class _Shipment:
 
 
 def _check_room(fd: int, parcels: Sequence[Parcel]) -> None:
-    wanted = sum(imagefile.length_of(parcel) + files.BLOCK for parcel in parcels)
+    wanted = imagefile.room_for(parcels)
     there = os.fstatvfs(fd)
     free = there.f_bavail * there.f_frsize
     if there.f_blocks and wanted > free:  # without blocks it does not say what is free
@@ -216,26 +215,13 @@ class _Reading:
         with _of_a_file():
             return imagefile.to_memory(stored, "fdbox-image")
 
-    def stream(self, token: int) -> _Told | None:
+    def stream(self, token: int) -> Stream | None:
         """Return the bytes of a parcel, or None if there is none."""
         stored = self._stored.get(token)
-        return None if stored is None else _Told(stored)
+        return None if stored is None else imagefile.Watched(stored, _of_a_file)
 
     def finish(self, *, whole: bool = True) -> None:
         """Do nothing: the file is its owner's."""
 
     def abandon(self) -> None:
         """Do nothing, likewise."""
-
-
-class _Told:
-    """A stream that says of a damage what to do about the file."""
-
-    def __init__(self, stored: Stored) -> None:
-        self._stored = stored
-        self.size: int = stored.size
-
-    def pour(self, sink: Sink) -> None:
-        """Hand over every byte; errors as `chunks.pour`."""
-        with _of_a_file():
-            self._stored.pour(sink)

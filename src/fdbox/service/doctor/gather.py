@@ -187,32 +187,19 @@ def _images(asked: Asked) -> Carriage | None:
         return Carriage(None, "no place for images is known", "name one: [image] directory")
     if asked.daemon is not None and os.geteuid() not in (0, asked.daemon.uid):
         return None
-    try:
-        found = imagefolder.obstacle(asked.image_directory)
-    except OSError as error:  # not even its parents are for us to see
-        found = Carriage(
-            None,
-            f"no image can be written to {asked.image_directory}: {error.strerror}",
-            "name another folder: [image] directory",
-        )
-    return found or Carriage(ImageCarrier.name)
-
-
-def _nearest(directory: Path) -> Path:
-    """Return the folder itself, or that of its parents in which it would be made; OSError."""
-    return next(path for path in (directory, *directory.parents) if path.exists())
+    return imagefolder.obstacle(asked.image_directory) or Carriage(ImageCarrier.name)
 
 
 def _free(directory: Path | None) -> int | None:
     if directory is None:
         return None
     try:
-        return files.free_bytes(_nearest(directory))
+        return files.free_bytes(imagefolder.nearest(directory))
     except OSError:
         return None
 
 
 def _may_be_in_memory(directory: Path | None) -> bool:
     with suppress(OSError):
-        return directory is not None and lasting.in_memory(_nearest(directory)) is None
+        return directory is not None and lasting.in_memory(imagefolder.nearest(directory)) is None
     return False  # it cannot be opened, as `_images` says
