@@ -174,7 +174,8 @@ class Carrier(Protocol[DescriptorT_co]):
     def claim(self, *, has_past: bool) -> Shipment | None:
         """Return the index that a process before this one has left in this incarnation, to be replaced.
 
-        Without its past, nothing is known of what it names: that stays, then, for the next incarnation.
+        Without its past, nothing is known of what it names: that stays, then, for the next incarnation. Raises nothing: what
+        cannot be looked into is logged.
         """
 
     def indexes(self) -> Sequence[str]:

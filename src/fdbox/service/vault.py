@@ -429,10 +429,7 @@ class Vault:
     async def seal_again(self) -> None:
         """Seal what was sealed when the process before this one ended: what it had saved has ended with it, or is old."""
         has_past = self.keep is not None and bool(self.keep.contents.boxes)
-        try:
-            self._index = await self._run(lambda: self.carrier.claim(has_past=has_past))
-        except (FdboxError, OSError) as error:
-            log.error("cannot see what a process before this one had saved: %s", error)  # noqa: TRY400 - as below
+        self._index = await self._run(lambda: self.carrier.claim(has_past=has_past))
         if self.keep is None:
             return
         wanted = [key for key, box in self.keep.contents.boxes.items() if box.sealed]
