@@ -51,7 +51,7 @@ def rehearsed(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> list[list[str]
     """Have no QEMU; return what the kernel had been told to do at each rehearsal."""
     seen: list[list[str]] = []
 
-    def rehearse(_: argparse.Namespace) -> None:
+    def rehearse(_client: fdbox.Client, _options: argparse.Namespace) -> None:
         seen.append(list(daemon.kernel.calls))
 
     monkeypatch.setattr(rehearsal, "rehearse", rehearse)
@@ -94,7 +94,7 @@ def test_a_kernel_that_cannot_be_is_not_rehearsed(
 def test_what_fails_in_a_rehearsal_is_not_done(
     daemon: Daemon, update: Run, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def rehearse(_: argparse.Namespace) -> None:
+    def rehearse(_client: fdbox.Client, _options: argparse.Namespace) -> None:
         raise RehearsalFailed("it did not come so far")
 
     monkeypatch.setattr(rehearsal, "rehearse", rehearse)

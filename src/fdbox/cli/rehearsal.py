@@ -6,7 +6,6 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from fdbox.cli import images, render
-from fdbox.cli.command import connect
 from fdbox.errors import FdboxError
 from fdbox.handover.carriers import single
 from fdbox.nextkernel.running import running, running_image
@@ -24,14 +23,13 @@ _SMALL = 64 << 20
 _NETWORK = {"tcp-socket", "udp-socket"}
 
 
-def rehearse(options: argparse.Namespace) -> None:
+def rehearse(client: Client, options: argparse.Namespace) -> None:
     """Try the jump in QEMU; RehearsalFailed if it does not come to its end."""
     chosen = images.choose(options.kernel)
     line = images.command_line(options)
     initrd = options.initrd or chosen.initrd
     progress = render.Progress()
-    with connect(options) as client:
-        copy = copy_a_box(client, progress.show)
+    copy = copy_a_box(client, progress.show)
     plan = qemu.Plan(chosen.path, initrd, line, _leaving(options), copy)
     qemu.rehearse(plan, progress.show)
     progress.end()

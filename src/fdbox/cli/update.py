@@ -119,7 +119,7 @@ def update(options: argparse.Namespace) -> int:
             print(layout.costs(client.predict()), flush=True)
         if options.rehearse:
             watch.end()
-            rehearsal.rehearse(options)
+            rehearsal.rehearse(client, options)
         if not options.dry_run:
             go(dry_run=False)
     return 0
