@@ -38,12 +38,7 @@ def ensure_arm64_image() -> Path:
         root = cache() / "kernel" / "stock-arm64"
         if not root.exists():
             version, suite = _newest("arm64")
-            work = root.with_name(f"{root.name}.work")
-            for part in ("base", "binary"):
-                package = f"linux-{part}-{version}"
-                debian.unpack(debian.fetch(package, suite, work / "debs", "arm64"), work)
-            shutil.rmtree(work / "debs")
-            work.rename(root)
+            _parts(root, version, suite, ("base", "binary"), "arm64").rename(root)
         return next((root / "usr/lib/modules").glob("*/vmlinuz"))
 
 
@@ -72,18 +67,27 @@ def _unpacked(version: str, suite: str) -> Path:
     if root.exists():
         return root
     debian.ensure_programs(_TOOLS)
-    work = root.with_name(f"{root.name}.work")
-    shutil.rmtree(work, ignore_errors=True)
-    for part in ("base", "binary", "modules"):
-        debian.unpack(debian.fetch(f"linux-{part}-{version}", suite, work / "debs"), work)
+    work = _parts(root, version, suite, ("base", "binary", "modules"))
     modules = sorted(str(path) for path in work.rglob("*.ko.xz"))
     subprocess.run(["xz", "-d", *modules], check=True)
     # busybox wants the folder of all versions where a system has it
     (work / "lib").symlink_to("usr/lib")
     subprocess.run(["/bin/busybox", "depmod", "-b", str(work), version], check=True)
-    shutil.rmtree(work / "debs")
     work.rename(root)
     return root
+
+
+def _parts(
+    root: Path, version: str, suite: str, parts: tuple[str, ...], architecture: str = ""
+) -> Path:
+    """Return a new folder beside `root` with these of a kernel's packages, unpacked."""
+    work = root.with_name(f"{root.name}.work")
+    shutil.rmtree(work, ignore_errors=True)
+    for part in parts:
+        deb = debian.fetch(f"linux-{part}-{version}", suite, work / "debs", architecture)
+        debian.unpack(deb, work)
+    shutil.rmtree(work / "debs")
+    return work
 
 
 def _kernel(folder: Path) -> Kernel:
